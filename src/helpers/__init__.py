@@ -1,0 +1,1 @@
+"""Plumbing for the notebook series, and what an earlier notebook already taught."""
