@@ -128,7 +128,7 @@ def _sql_options(settings: Settings) -> dict[str, str]:
         "spark.sql.shuffle.partitions": str(settings.spark_partitions),
         # Adaptive execution picks partition counts at run time, by size.
         "spark.sql.adaptive.enabled": "false",
-        # The signs of a missing value and of a wrong cast should stay visible as null, as in pandas.
+        # A wrong cast should stay visible as null, as in pandas.
         "spark.sql.ansi.enabled": "false",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.sql.session.timeZone": "UTC",

@@ -1,0 +1,201 @@
+"""Candidate generation: what to recommend to whom, from factors or from simple counts.
+
+Notebook 03 writes the path for one user out in Spark. Here the same is done for all users at once
+with two factor matrices in memory, and with the remedies for what plain ALS gets wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from helpers.als import Factors
+
+
+class NoCandidatesError(LookupError):
+    """Nothing can be recommended to this user; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """How scores are corrected before the best are taken.
+
+    ``min_support`` hides movies with fewer training ratings; ``shrinkage`` is the ``k`` of
+    ``n / (n + k)``, by which the distance of a prediction from the user's mean is multiplied, where
+    ``n`` is the movie's number of training ratings.
+    """
+
+    name: str
+    min_support: int = 0
+    shrinkage: float = 0.0
+
+
+class Recommender:
+    """Top-N lists for all users from an ALS model, movies that a user has rated removed.
+
+    Args:
+        factors: the model's factors.
+        train: ratings the model was fitted on (``userId, movieId, rating``); gives the support.
+        seen: pairs (``userId, movieId``) never to recommend; usually all known ratings.
+        remedy: correction of the scores; none by default.
+    """
+
+    def __init__(
+        self,
+        factors: Factors,
+        train: pd.DataFrame,
+        seen: pd.DataFrame,
+        remedy: Remedy | None = None,
+    ) -> None:
+        """Index the tables once; every call after this is array work."""
+        self.remedy = remedy or Remedy("plain")
+        self._factors = factors
+        support = train.groupby("movieId").size().reindex(factors.movies, fill_value=0)
+        self._support = support.to_numpy()
+        means = train.groupby("userId")["rating"].mean().reindex(factors.users)
+        self._means = means.fillna(train["rating"].mean()).to_numpy(dtype=np.float32)
+        known = seen.loc[seen["movieId"].isin(factors.movies)]
+        rows = np.searchsorted(factors.users, known["userId"].to_numpy())
+        inside = (rows < len(factors.users)) & (
+            factors.users[np.minimum(rows, len(factors.users) - 1)] == known["userId"].to_numpy()
+        )
+        self._seen_rows = rows[inside]
+        self._seen_columns = np.searchsorted(factors.movies, known["movieId"].to_numpy()[inside])
+
+    def scores(self, users: Sequence[int] | None = None) -> np.ndarray:
+        """Return corrected scores, shape (n_users, n_movies); minus infinity marks the excluded.
+
+        Raises:
+            NoCandidatesError: a user is not in the model.
+        """
+        rows = self._rows(users)
+        scores = self._factors.user_factors[rows] @ self._factors.movie_factors.T
+        if self.remedy.shrinkage:
+            mean = self._means[rows][:, None]
+            weight = self._support / (self._support + self.remedy.shrinkage)
+            scores = mean + weight.astype(np.float32) * (scores - mean)
+        scores[:, self._support < self.remedy.min_support] = -np.inf
+        position = np.full(len(self._factors.users), -1)
+        position[rows] = np.arange(len(rows))
+        mine = position[self._seen_rows] >= 0
+        scores[position[self._seen_rows[mine]], self._seen_columns[mine]] = -np.inf
+        return scores
+
+    def recommend(self, users: Sequence[int] | None = None, n: int = 10) -> pd.DataFrame:
+        """Return the ``n`` best movies of each user (all users by default), best first.
+
+        Columns: ``userId, rank, movieId, score, support``. Scores are compared at five decimals and
+        ties go to the lower movieId, so that the last bits of a sum decide nothing. A user with
+        fewer than ``n`` movies left gets fewer.
+
+        Raises:
+            ValueError: ``n`` is below 1.
+            NoCandidatesError: a user is not in the model, or none of the users has a movie left.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; ask for at least one movie.")
+        rows = self._rows(users)
+        scores = np.round(self.scores(users), 5)
+        n = min(n, scores.shape[1])
+        # argpartition cuts ties at the edge arbitrarily: keep all that reach the n-th best score.
+        edge = -np.partition(-scores, n - 1, axis=1)[:, n - 1]
+        user, movie = np.nonzero((scores >= edge[:, None]) & np.isfinite(scores))
+        table = pd.DataFrame(
+            {
+                "userId": self._factors.users[rows][user],
+                "movieId": self._factors.movies[movie],
+                "score": scores[user, movie],
+                "support": self._support[movie],
+                "order": user,
+            }
+        )
+        table = table.sort_values(["order", "score", "movieId"], ascending=[True, False, True])
+        table.insert(1, "rank", table.groupby("order").cumcount() + 1)
+        table = table.loc[table["rank"] <= n].drop(columns="order").reset_index(drop=True)
+        if table.empty:
+            raise NoCandidatesError(
+                "Every movie that could be recommended has been rated already: lower the minimum "
+                "support, or choose another user."
+            )
+        return table
+
+    def _rows(self, users: Sequence[int] | None) -> np.ndarray:
+        if users is None:
+            return np.arange(len(self._factors.users))
+        wanted = np.asarray(list(users), dtype=np.int64)
+        unknown = wanted[~np.isin(wanted, self._factors.users)]
+        if unknown.size:
+            raise NoCandidatesError(
+                f"User {unknown[0]} is not in the model, which knows {len(self._factors.users)} "
+                f"users from {self._factors.users[0]} to {self._factors.users[-1]}: "
+                "a new user needs ratings and a new fit."
+            )
+        return np.searchsorted(self._factors.users, wanted)
+
+
+def popular(train: pd.DataFrame, seen: pd.DataFrame, users: Sequence[int], n: int = 10):
+    """Return the most rated movies that each user has not seen, as :meth:`Recommender.recommend`.
+
+    The trivial row that every retriever must beat; ``score`` and ``support`` are both the number of
+    training ratings.
+    """
+    counts = train.groupby("movieId").size()
+    factors = Factors(
+        users=np.unique(np.asarray(list(users), dtype=np.int64)),
+        movies=counts.index.to_numpy(),
+        user_factors=np.ones((len(set(users)), 1), dtype=np.float32),
+        movie_factors=counts.to_numpy(dtype=np.float32)[:, None],
+    )
+    return Recommender(factors, train, seen).recommend(users, n)
+
+
+def history(ratings: pd.DataFrame, movies: pd.DataFrame, user_id: int) -> pd.DataFrame:
+    """Return all that a user rated, best first, with each rating relative to the user's mean.
+
+    Columns: ``movieId, title, genres, rating, deviation, timestamp``; ``deviation`` in stars. Equal
+    ratings are ordered by the later timestamp, then by movieId.
+
+    Raises:
+        NoCandidatesError: the user has no rating.
+    """
+    mine = ratings.loc[ratings["userId"] == user_id]
+    if mine.empty:
+        raise NoCandidatesError(
+            f"User {user_id} has no rating in this data; user ids go from "
+            f"{ratings['userId'].min()} to {ratings['userId'].max()}."
+        )
+    table = mine.merge(movies, on="movieId", how="left", validate="many_to_one")
+    table["deviation"] = table["rating"] - table["rating"].mean()
+    table = table.sort_values(
+        ["rating", "timestamp", "movieId"], ascending=[False, False, True], ignore_index=True
+    )
+    return table[["movieId", "title", "genres", "rating", "deviation", "timestamp"]]
+
+
+LIKED_FROM = 3.0
+"""Stars below which no movie counts as liked, however low the user's mean is."""
+
+
+def liked(user_history: pd.DataFrame) -> pd.DataFrame:
+    """Return the liked part of a :func:`history`: at least the user's own mean and 3 stars.
+
+    Raises:
+        NoCandidatesError: the user liked nothing.
+    """
+    mask = (user_history["deviation"] >= 0) & (user_history["rating"] >= LIKED_FROM)
+    if not mask.any():
+        raise NoCandidatesError(
+            f"This user liked none of {len(user_history)} rated movies (the best has "
+            f"{user_history['rating'].max():.1f} stars): a profile of likes cannot be written; "
+            "recommend popular movies instead."
+        )
+    return user_history.loc[mask].reset_index(drop=True)
+
+
+def disliked(user_history: pd.DataFrame, margin: float = 1.0) -> pd.DataFrame:
+    """Return the movies rated at least ``margin`` stars below the user's mean, worst first."""
+    mask = user_history["deviation"] <= -margin
+    return user_history.loc[mask].iloc[::-1].reset_index(drop=True)

@@ -1,0 +1,89 @@
+"""Metrics of ranked lists, and an interval for each.
+
+A list is a table with the columns ``userId``, ``rank`` (from 1) and ``movieId``; the relevant
+movies are a table with ``userId`` and ``movieId``. A user with a relevant movie but no list scores
+0: silence is not rewarded. Definitions: Järvelin and Kekäläinen 2002 for NDCG (binary gain,
+log2 discount), Voorhees 1999 for the reciprocal rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with a bootstrap interval over ``users`` users."""
+
+    mean: float
+    low: float
+    high: float
+    users: int
+
+    def __str__(self) -> str:
+        """Return the mean, the interval and the number of users."""
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}], {self.users} users"
+
+
+def per_user(lists: pd.DataFrame, relevant: pd.DataFrame, k: int = 10) -> pd.DataFrame:
+    """Return recall, NDCG and reciprocal rank at ``k`` for every user in ``relevant``.
+
+    The result is indexed by ``userId`` with the columns ``recall``, ``ndcg`` and ``mrr``, each
+    between 0 and 1. Recall divides by min(k, number of relevant movies), so that a perfect list
+    scores 1 for users with many relevant movies too.
+
+    Raises:
+        ValueError: ``k`` is below 1, or a list holds a movie or a rank twice.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1.")
+    for key in ("movieId", "rank"):
+        if lists.duplicated(["userId", key]).any():
+            raise ValueError(f"A user's list holds the same {key} twice.")
+    wanted = relevant[["userId", "movieId"]].drop_duplicates()
+    counts = wanted.groupby("userId").size()
+    hits = lists.loc[lists["rank"] <= k].merge(wanted, on=["userId", "movieId"])
+    gain = (1 / np.log2(hits["rank"] + 1)).groupby(hits["userId"]).sum()
+    found = hits.groupby("userId").size()
+    first = hits.groupby("userId")["rank"].min()
+    best = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))])
+    possible = np.minimum(counts, k)
+    return pd.DataFrame(
+        {
+            "recall": found.reindex(counts.index, fill_value=0) / possible,
+            "ndcg": gain.reindex(counts.index, fill_value=0.0) / best[possible],
+            "mrr": (1 / first).reindex(counts.index, fill_value=0.0),
+        }
+    )
+
+
+def bootstrap_interval(
+    values: np.ndarray | pd.Series, *, draws: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Return the mean of per-user ``values`` with its percentile bootstrap interval (Efron 1979).
+
+    Raises:
+        ValueError: there is no value.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.size == 0:
+        raise ValueError("An interval needs at least one user.")
+    random = np.random.default_rng(seed)
+    picks = random.integers(0, values.size, size=(draws, values.size))
+    means = values[picks].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(values.mean()), float(low), float(high), int(values.size))
+
+
+def coverage(lists: pd.DataFrame, catalogue_size: int) -> float:
+    """Return the share of the catalogue that appears in at least one list.
+
+    Raises:
+        ValueError: the catalogue is empty.
+    """
+    if catalogue_size < 1:
+        raise ValueError("The catalogue is empty.")
+    return lists["movieId"].nunique() / catalogue_size

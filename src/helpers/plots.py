@@ -1,0 +1,138 @@
+"""Figures of the series: one palette, axis labels always, and alt text for every figure.
+
+The palette is that of Okabe and Ito 2008, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#8C8C8C", "#000000"
+PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display ``figure`` with ``alt`` as its alternative text, then close it.
+
+    Raises:
+        ValueError: ``alt`` says nothing, or an axis of the figure has no label.
+    """
+    if len(alt.split()) < 5:
+        raise ValueError("Alt text says in a sentence what the figure shows.")
+    for axes in figure.axes:
+        if axes.axison and not (axes.get_xlabel() or axes.get_ylabel()):
+            raise ValueError("Every axis needs a label with its unit.")
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
+def new_axes(
+    width: float = 7.0, height: float = 3.6, columns: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its ``columns`` axes with the series' look."""
+    figure, axes = plt.subplots(
+        1, columns, figsize=(width, height), layout="constrained", squeeze=False
+    )
+    for one in axes[0]:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes[0])
+
+
+def bars(
+    table: pd.Series, *, xlabel: str, ylabel: str, horizontal: bool = False, colour: str = BLUE
+) -> Figure:
+    """Return a bar chart of ``table``, one bar per index entry; labels are for the two axes."""
+    figure, (axes,) = new_axes(height=max(3.2, 0.26 * len(table)) if horizontal else 3.6)
+    labels = [str(label) for label in table.index]
+    if horizontal:
+        axes.barh(labels[::-1], table.to_numpy()[::-1], color=colour)
+    else:
+        axes.bar(labels, table.to_numpy(), color=colour)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def lines(
+    table: pd.DataFrame, *, xlabel: str, ylabel: str, level: Mapping[str, float] | None = None
+) -> Figure:
+    """Return one line per column over the index, and a dashed line for each ``level``."""
+    figure, (axes,) = new_axes()
+    for colour, (name, values) in zip(PALETTE, table.items(), strict=False):
+        axes.plot(table.index, values, marker="o", color=colour, label=name)
+    for style, (name, value) in zip(("--", ":", "-."), (level or {}).items(), strict=False):
+        axes.axhline(value, color=BLACK, linestyle=style, linewidth=1, label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(frameon=False)
+    return figure
+
+
+def heatmap(grid: pd.DataFrame, *, xlabel: str, ylabel: str, value: str) -> Figure:
+    """Return ``grid`` as coloured cells with their numbers; the lowest has a frame."""
+    figure, (axes,) = new_axes(height=0.7 + 0.6 * len(grid))
+    numbers = grid.to_numpy(dtype=float)
+    image = axes.imshow(numbers, cmap="cividis_r", aspect="auto")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_xticks(range(grid.shape[1]), [str(name) for name in grid.columns])
+    axes.set_yticks(range(grid.shape[0]), [str(name) for name in grid.index])
+    middle = (numbers.min() + numbers.max()) / 2
+    for (row, column), number in np.ndenumerate(numbers):
+        colour = "white" if number > middle else "black"
+        axes.text(column, row, f"{number:.3f}", ha="center", va="center", color=colour)
+    row, column = np.unravel_index(numbers.argmin(), numbers.shape)
+    axes.add_patch(
+        plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=RED, linewidth=3)
+    )
+    figure.colorbar(image, label=value)
+    return figure
+
+
+def slope_chart(
+    before: Sequence[str], after: Sequence[str], *, left: str, right: str, mark: int = 3
+) -> Figure:
+    """Return two ranked lists of the same items joined by lines; rank 1 is at the top.
+
+    Items that climb by ``mark`` ranks or more are blue, those that fall as far are red.
+
+    Raises:
+        ValueError: the lists do not hold the same items.
+    """
+    if sorted(before) != sorted(after):
+        raise ValueError("A slope chart needs the same items on both sides.")
+    figure, (axes,) = new_axes(width=8.0, height=0.6 + 0.36 * len(before))
+    axes.spines[["left", "bottom"]].set_visible(False)
+    for start, item in enumerate(before, 1):
+        end = after.index(item) + 1
+        climb = start - end
+        colour = BLUE if climb >= mark else RED if climb <= -mark else GREY
+        axes.plot([0, 1], [start, end], marker="o", color=colour)
+        axes.text(-0.04, start, f"{start}. {_short(item)}", ha="right", va="center", fontsize=9)
+        axes.text(1.04, end, f"{end}. {_short(item)}", ha="left", va="center", fontsize=9)
+    axes.invert_yaxis()
+    axes.set(xlim=(-1.3, 2.3), ylabel="rank (1 is best)")
+    axes.set_xticks([0, 1], [left, right])
+    axes.set_yticks([])
+    axes.tick_params(bottom=False)
+    return figure
+
+
+def intervals(table: pd.DataFrame, *, xlabel: str) -> Figure:
+    """Return one row per index entry: a dot at ``mean`` and a bar from ``low`` to ``high``."""
+    figure, (axes,) = new_axes(height=0.8 + 0.34 * len(table))
+    place = np.arange(len(table))[::-1]
+    spread = [table["mean"] - table["low"], table["high"] - table["mean"]]
+    axes.errorbar(table["mean"], place, xerr=spread, fmt="o", color=BLUE, capsize=3)
+    axes.set_yticks(place, [str(name) for name in table.index])
+    axes.set(xlabel=xlabel, xlim=(0, None))
+    return figure
+
+
+def _short(text: str, limit: int = 38) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
