@@ -1,0 +1,55 @@
+# Everything a newcomer needs: `make run`, `make test`. `make help` lists the rest.
+# Windows has no make: see README.md for the same steps by hand.
+
+SHELL := /bin/sh
+VENV ?= .venv
+# The first Python that is new enough; override with `make run PYTHON=/path/to/python`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null; then echo $$p; break; fi; done)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help run test lab bench clean doctor lock
+
+help:
+	@echo "make run    set up, run notebooks 01-05, print the ranked list of movies"
+	@echo "make test   set up, run every test, notebooks included"
+	@echo "make lab    set up, open JupyterLab"
+	@echo "make bench  time our grid search beside the article's loop"
+	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
+	@echo "make lock   write requirements.lock anew (needs uv)"
+	@echo "make clean  remove the virtual environment and all caches"
+
+$(READY): requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.11 or newer was not found: install it, or say make PYTHON=/path/to/python."; \
+		exit 1; fi
+	@echo "Setting up $(VENV) (a few minutes, once)..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $(READY)
+
+run: $(READY)
+	@$(BIN)/python -m helpers.cli run
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+lab: $(READY)
+	@$(BIN)/jupyter lab notebooks
+
+bench: $(READY)
+	@$(BIN)/python tests/benchmarks/bench_grid.py
+
+doctor: $(READY)
+	@$(BIN)/python -m helpers.doctor
+
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
+		--output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) executed data/cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,209 @@
+"""Commands of the course: ``python -m helpers.cli run | execute | nav | batch``.
+
+``run`` executes the core notebooks top to bottom and prints the ranked list; ``execute`` runs
+notebooks in place and saves clean outputs (for authors); ``nav`` writes the navigation bars;
+``batch`` exports unanswered LLM requests and imports the answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from tqdm import tqdm
+
+from helpers import data, replies
+from helpers.settings import Settings
+from helpers.spark import JavaError, check_java
+
+CORE = ("01", "02", "03", "04", "05")
+RANKED_LIST = "05_ranked_list.csv"
+CELL_TIMEOUT_S = 1200
+NAV = "<!--NAV-->"
+
+
+class NotebookFailedError(RuntimeError):
+    """A cell failed; the message names notebook and cell."""
+
+
+def notebooks(settings: Settings) -> list[Path]:
+    """Return the notebooks in their order."""
+    return sorted((settings.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
+    """Run a notebook top to bottom in a fresh kernel and return it with its outputs.
+
+    Raises:
+        NotebookFailedError: a cell raised, ran too long, or its kernel died.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    code = sum(cell.cell_type == "code" for cell in notebook.cells)
+    with tqdm(total=code, desc=path.stem, unit="cell", disable=not progress) as bar:
+        client = NotebookClient(
+            notebook,
+            timeout=CELL_TIMEOUT_S,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(path.parent)}},
+            on_cell_executed=lambda **_: bar.update(),
+        )
+        try:
+            client.execute()
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            done = sum(bool(cell.get("execution_count")) for cell in notebook.cells)
+            text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+            last = text[-1] if text else type(error).__name__
+            message = f"{path.name}, code cell {done} of {code}: {last}"
+            raise NotebookFailedError(message) from error
+    return notebook
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Remove what differs between runs or machines: stderr, times, widget state, kernel names."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if not _noise(out)]
+    return notebook
+
+
+def _noise(output: nbformat.NotebookNode) -> bool:
+    if output.get("name") == "stderr":
+        return True
+    # A finished progress bar without its kernel would show its first state for ever.
+    text = output.get("data", {}).get("text/plain", "")
+    return bool(re.match(r"[^\n]*\s+0%\|", text))
+
+
+# --- run ----------------------------------------------------------------------------------------
+
+
+def run(settings: Settings, first: str, last: str, output: Path) -> int:
+    """Execute the notebooks from ``first`` to ``last``, print the list, return the exit status."""
+    try:
+        check_java()
+        dataset = data.locate(settings)
+    except (JavaError, data.DataError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(dataset.describe())
+    chosen = [path for path in notebooks(settings) if first <= path.name[:2] <= last]
+    ranked = settings.cache_dir / RANKED_LIST
+    ranked.unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    for path in chosen:
+        try:
+            nbformat.write(execute(path), output / path.name)
+        except NotebookFailedError as error:
+            print(f"Stopped. {error}", file=sys.stderr)
+            return 1
+    print(f"\n{len(chosen)} notebooks in {time.perf_counter() - start:.0f} s.")
+    if ranked.exists():
+        print_ranked_list(ranked)
+    print(f"\nThe executed notebooks are in {output}/.")
+    return 0
+
+
+def print_ranked_list(path: Path) -> None:
+    """Print the list that notebook 05 ends with."""
+    table = pd.read_csv(path, keep_default_na=False)
+    print(f"\nRecommended movies, ranked by: {table['source'].iloc[0]}\n")
+    for row in table.itertuples():
+        print(f"{row.rank:3}. {row.title}")
+        if row.reason:
+            print(f"     {row.reason}")
+
+
+# --- authors ------------------------------------------------------------------------------------
+
+
+def execute_in_place(settings: Settings, names: Sequence[str]) -> int:
+    """Run the named notebooks (all by default) and save them with clean outputs."""
+    for path in notebooks(settings):
+        if names and not any(path.name.startswith(name) for name in names):
+            continue
+        try:
+            notebook = clean(execute(path))
+        except NotebookFailedError as error:
+            print(error, file=sys.stderr)
+            return 1
+        nbformat.write(notebook, path)
+    return 0
+
+
+def navigation(paths: Sequence[Path], index: int) -> str:
+    """Return the bar of notebook ``index``: previous, contents, next."""
+    previous = f"[← {paths[index - 1].stem}]({paths[index - 1].name})" if index else "start"
+    last = index == len(paths) - 1
+    following = "end" if last else f"[{paths[index + 1].stem} →]({paths[index + 1].name})"
+    return f"{NAV}{previous} | [contents](../README.md#the-notebooks) | {following}"
+
+
+def write_navigation(settings: Settings) -> int:
+    """Put the bar as the last line of the first and last markdown cell; running twice is safe."""
+    paths = notebooks(settings)
+    for index, path in enumerate(paths):
+        notebook = nbformat.read(path, as_version=4)
+        texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+        for cell in (texts[0], texts[-1]):
+            body = re.sub(rf"\n*{NAV}.*", "", cell.source).rstrip()
+            cell.source = f"{body}\n\n{navigation(paths, index)}"
+        nbformat.write(notebook, path)
+    return 0
+
+
+def batch(settings: Settings, action: str, file: Path) -> int:
+    """Export requests that found no answer, or import a Batch API output file."""
+    pending = replies.PendingRequests(settings.cache_dir / "pending.jsonl")
+    if action == "export":
+        count = replies.export_batch(pending.all(), file, settings.llm_model or "MODEL")
+        print(f"{count} requests written to {file}.")
+        return 0
+    with replies.LocalStore(settings.cache_dir / "replies.sqlite") as store:
+        report = replies.import_batch(file, pending.all(), store)
+    print(report)
+    return 0 if report.complete else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.cli", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run", help="run the core notebooks and print the ranked list")
+    one.add_argument("--from", dest="first", default=CORE[0])
+    one.add_argument("--to", dest="last", default=CORE[-1])
+    one.add_argument("--output", type=Path, default=Path("executed"))
+    two = commands.add_parser("execute", help="run notebooks in place, for authors")
+    two.add_argument("names", nargs="*", help="beginnings of names, e.g. 02")
+    commands.add_parser("nav", help="write the navigation bars")
+    three = commands.add_parser("batch", help="record LLM replies in bulk")
+    three.add_argument("action", choices=["export", "import"])
+    three.add_argument("file", type=Path)
+    options = parser.parse_args(arguments)
+    settings = Settings.from_env()
+    if options.command == "run":
+        return run(settings, options.first, options.last, options.output)
+    if options.command == "execute":
+        return execute_in_place(settings, options.names)
+    if options.command == "nav":
+        return write_navigation(settings)
+    return batch(settings, options.action, options.file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Every notebook under nbval: strict on the real release, lax on the simulated sample."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from conftest import NOTEBOOK_RUNS, ROOT
+
+from helpers.data import locate
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+MEMORY_LIMIT_MB = 1600
+CELL_TIMEOUT_S = 600
+
+
+class PeakMemory(threading.Thread):
+    """Samples the resident memory of a process's descendants until it ends."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.process, self.peak_mb = psutil.Process(pid), 0.0
+
+    def run(self) -> None:
+        while self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE:
+            total = 0
+            try:
+                for child in self.process.children(recursive=True):
+                    try:
+                        total += child.memory_info().rss
+                    except psutil.Error:
+                        continue
+            except psutil.Error:
+                return
+            self.peak_mb = max(self.peak_mb, total / 2**20)
+            time.sleep(0.2)
+
+
+@pytest.mark.parametrize("which", ["sample", "real"])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path, which, request):
+    environment = dict(os.environ, MOVIELENS_DOWNLOAD="0", LLM_MODE="recorded")
+    if which == "sample":
+        environment.pop("MOVIELENS_DIR", None)
+        if (ROOT / "data" / "ml-latest-small").exists():
+            environment["MOVIELENS_DIR"] = str(ROOT / "data" / "sample")
+    elif not locate().verified:
+        pytest.skip("needs the real ml-latest-small (MOVIELENS_DIR)")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
+    command += ["--nbval" if which == "real" else "--nbval-lax"]
+    command += [f"--nbval-cell-timeout={CELL_TIMEOUT_S}"]
+    command += ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval_sanitize.cfg"), str(path)]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    memory = PeakMemory(process.pid)
+    memory.start()
+    output, _ = process.communicate()
+    memory.join()
+    passed = re.search(r"(\d+) passed", output)
+    cells = int(passed[1]) if passed else 0
+    seconds = time.perf_counter() - start
+    NOTEBOOK_RUNS.append((path.stem, which, cells, seconds, memory.peak_mb))
+    assert process.returncode == 0, output[-6000:]
+    assert cells > 5
+    assert 100 < memory.peak_mb < MEMORY_LIMIT_MB
