@@ -12,6 +12,7 @@ Model, in the order of the code:
 - A user has a generosity, a liking for each genre at the start and another at the end (tastes
   drift), a liking for older or newer movies, a number of ratings (20 to 220) and a few sessions
   over some years. User 12 is set by hand: likes romance and comedy, dislikes horror, war and crime.
+  Every fourth film of that user is one somebody else chose, from the disliked kinds.
 - A user picks the next movie by fame, liking, and closeness to the last pick (shared genres, near
   years), among movies already released, each once.
 - stars = 3.45 + generosity + quality + liking + noise, rounded to halves, kept in 0.5 to 5.
@@ -88,8 +89,8 @@ def likings(user: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndar
     if user == ROMCOM_USER:
         start[:] = 0.0
         for genre, value in {
-            "Romance": 1.9, "Comedy": 1.3, "Drama": 0.2, "Musical": 0.3, "Horror": -2.5,
-            "War": -2.0, "Crime": -1.5, "Action": -1.2, "Thriller": -1.2,
+            "Romance": 1.9, "Comedy": 1.3, "Drama": 0.2, "Musical": 0.3, "Horror": -4.0,
+            "War": -4.0, "Crime": -3.5, "Action": -2.5, "Thriller": -2.5,
         }.items():  # fmt: skip
             start[GENRES.index(genre)] = value
         end = start.copy()
@@ -114,8 +115,9 @@ def simulate_user(
 ) -> list[tuple[int, int, float, int]]:
     """Return one user's ratings in order of time; ``room`` is used up as they are made."""
     count = 36 if user == ROMCOM_USER else int(np.clip(random.lognormal(3.9, 0.55), 20, 220))
-    generosity = 0.45 if user == ROMCOM_USER else random.normal(0, 0.4)
+    generosity = 0.1 if user == ROMCOM_USER else random.normal(0, 0.4)
     start, end = likings(user, random)
+    keenness = 2.5 if user == ROMCOM_USER else 0.9
     newer = 0.0 if user == ROMCOM_USER else random.normal(0, 0.3)
     free = room > 0
     per_genre = movies.genres / movies.genres.sum(axis=1, keepdims=True)
@@ -124,12 +126,15 @@ def simulate_user(
         share = step / count
         liking = per_genre @ ((1 - share) * start + share * end)
         liking = liking + newer * (movies.years - 1985) / 30
-        pull = 0.42 * movies.fame + 0.9 * liking
+        pull = 0.42 * movies.fame + keenness * liking
         if last is not None:
             shared = per_genre @ movies.genres[last]
             pull = pull + 1.2 * shared - 0.04 * np.abs(movies.years - movies.years[last])
         released = movies.years <= 1970 + when // 31_557_600
-        chance = np.where(free & released, np.exp(pull - pull.max()), 0)
+        able = free & released
+        if user == ROMCOM_USER and step % 4 == 3:
+            able, pull = able & (liking < -1), 0.42 * movies.fame
+        chance = np.where(able, np.exp(pull - pull.max()), 0)
         pick = int(random.choice(len(chance), p=chance / chance.sum()))
         free[pick], last = False, pick
         room[pick] -= 1
@@ -195,7 +200,9 @@ def main(folder: Path) -> None:
     movies = read_catalogue(HERE / "catalogue.txt")
     random = np.random.Generator(np.random.PCG64(SEED))
     ratings = simulate(movies, random)
-    names = ["|".join(g for g, has in zip(GENRES, row, strict=True) if has) for row in movies.genres]
+    names = [
+        "|".join(g for g, has in zip(GENRES, row, strict=True) if has) for row in movies.genres
+    ]
     ids = range(1, len(movies.titles) + 1)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "movies.csv", ["movieId", "title", "genres"],

@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
+import http.client
 import os
+import re
 import shutil
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import (
     FloatType,
@@ -85,20 +93,26 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder with the four CSV files, and how it was found."""
+    """A folder with the four CSV files, and how it was found.
+
+    ``verified`` means that ratings.csv and movies.csv have the SHA-256 of ml-latest-small;
+    ``note`` says why the sample is used.
+    """
 
     path: Path
     name: str
     source: str
     simulated: bool
     verified: bool
+    note: str = ""
 
     def describe(self) -> str:
         """Return one line for the top of a notebook; it names no path of this machine."""
         if self.simulated:
+            why = self.note or f"found by {self.source}"
             return (
-                "Data: a SIMULATED sample, not MovieLens (no copy found, no network). For the real "
-                "release set MOVIELENS_DIR or unpack ml-latest-small into data/."
+                f"Data: a SIMULATED sample, not MovieLens ({why}). For the real release set "
+                "MOVIELENS_DIR or unpack ml-latest-small into data/."
             )
         state = "verified by SHA-256" if self.verified else "other than ml-latest-small, unverified"
         return f"Data: {self.name}, {state} (found by {self.source})"
@@ -142,13 +156,16 @@ def locate(settings: Settings | None = None) -> Dataset:
     local = settings.data_dir / NAME
     if local.exists():
         return _dataset(local, f"data/{NAME}")
+    note = "no copy found, download switched off"
     if settings.allow_download:
-        with contextlib.suppress(DownloadError):
+        try:
             return _dataset(download(local), "download")
-    return _dataset(settings.sample_dir, "data/sample")
+        except DownloadError as error:
+            note = f"no copy found, no download: {str(error).rstrip('.')}"
+    return _dataset(settings.sample_dir, "data/sample", note)
 
 
-def _dataset(folder: Path, source: str) -> Dataset:
+def _dataset(folder: Path, source: str, note: str = "") -> Dataset:
     if not folder.is_dir():
         raise DataError(
             f"{source} names a folder that does not exist: {folder}; point it at a folder with "
@@ -165,7 +182,7 @@ def _dataset(folder: Path, source: str) -> Dataset:
         sha256(folder / name) == SHA256[name] for name in ("ratings.csv", "movies.csv")
     )
     name = "sample (simulated)" if simulated else NAME if verified else folder.resolve().name
-    return Dataset(folder, name, source, simulated, verified)
+    return Dataset(folder, name, source, simulated, verified, note)
 
 
 def sha256(path: Path) -> str:
@@ -190,10 +207,12 @@ def download(
     """Fetch the release from GroupLens into ``target`` and return it.
 
     The archive is unpacked beside ``target``, each file is checked, and the folder is renamed in
-    one step; if another process was faster, its copy is used. ``timeout`` is in seconds.
+    one step; if another process was faster, its copy is used. ``timeout`` is in seconds and holds
+    for connecting and for each read. ``opener`` is called as ``opener(url, timeout=...)``.
 
     Raises:
-        DownloadError: no connection, a short or wrong archive, a wrong checksum, or a full disk.
+        DownloadError: no connection, a short or wrong archive, a wrong checksum, a full disk, or
+            a ``target`` that holds something else.
     """
     checksums = SHA256 if checksums is None else checksums
     try:
@@ -202,187 +221,276 @@ def download(
     except OSError as error:
         raise DownloadError(f"The download cannot be stored: {error.strerror}.") from None
     try:
-        archive = work / "archive.zip"
-        for attempt in range(1, attempts + 1):
-            try:
-                _fetch(url, archive, timeout, opener)
-                break
-            except DownloadError:
-                if attempt == attempts:
-                    raise
-        fresh = work / "fresh"
-        _unpack(archive, fresh, checksums)
-        try:
-            fresh.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DownloadError(f"The download could not be unpacked: {reason}.") from None
+        _fetch_patiently(url, work / "archive.zip", timeout, attempts, opener)
+        _unpack(work / "archive.zip", work / "fresh", checksums)
+        _publish(work / "fresh", target, checksums)
+    except OSError as error:
+        raise DownloadError(f"The download cannot be stored: {error.strerror or error}.") from None
     finally:
+        # Also at KeyboardInterrupt.
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _fetch_patiently(
+    url: str, archive: Path, timeout: float, attempts: int, opener: Callable[..., IO[bytes]]
+) -> None:
+    for attempt in range(1, attempts + 1):
+        try:
+            return _fetch(url, archive, timeout, opener)
+        except DownloadError:
+            if attempt == attempts:
+                raise
 
 
 def _fetch(url: str, archive: Path, timeout: float, opener: Callable[..., IO[bytes]]) -> None:
     try:
         response = opener(url, timeout=timeout)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise DownloadError(f"{url} cannot be reached: {error}.") from None
     with contextlib.closing(response), archive.open("wb") as file:
-        try:
-            while block := response.read(1 << 16):
-                file.write(block)
-        except OSError as error:
-            if error.errno is not None and error.filename is None and _disk_full(error):
-                raise
-            raise DownloadError(f"The connection to {url} broke: {error}.") from None
-        except Exception as error:  # http.client.IncompleteRead and its kin
-            raise DownloadError(f"The download was cut short: {error}.") from None
-        wanted = response.headers.get("Content-Length")
-        if wanted is not None and file.tell() != int(wanted):
+        while block := _read_block(response, url):
+            file.write(block)
+        wanted = response.headers.get("Content-Length") or ""
+        if wanted.isdecimal() and file.tell() != int(wanted):
             raise DownloadError(f"The download was cut short: {file.tell()} of {wanted} bytes.")
 
 
-def _disk_full(error: OSError) -> bool:
-    import errno
-
-    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+def _read_block(response: IO[bytes], url: str) -> bytes:
+    # Apart from writing, so that a full disk is not taken for a broken connection.
+    try:
+        return response.read(1 << 16)
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(f"The connection to {url} broke: {error}.") from None
 
 
 def _unpack(archive: Path, folder: Path, checksums: dict[str, str]) -> None:
     folder.mkdir()
-    with zipfile.ZipFile(archive) as bundle:
-        for member in bundle.namelist():
-            parts = PurePosixPath(member.replace("\\", "/"))
-            if parts.is_absolute() or ".." in parts.parts or ":" in member:
-                raise DownloadError(f"The archive holds a path that escapes its folder: {member}.")
-        members = {PurePosixPath(name).name: name for name in bundle.namelist()}
-        for name, wanted in checksums.items():
-            if name not in members:
-                raise DownloadError(f"The archive lacks {name}.")
-            with bundle.open(members[name]) as source, (folder / name).open("wb") as out:
-                shutil.copyfileobj(source, out)
-            if sha256(folder / name) != wanted:
-                raise DownloadError(f"{name} has a wrong SHA-256: the download is damaged.")
+    try:
+        with zipfile.ZipFile(archive) as bundle:
+            _refuse_escapes(bundle)
+            members = {PurePosixPath(name).name: name for name in bundle.namelist()}
+            for name in checksums:
+                if name not in members:
+                    raise DownloadError(f"The archive lacks {name}.")
+                with bundle.open(members[name]) as source, (folder / name).open("wb") as out:
+                    shutil.copyfileobj(source, out)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise DownloadError(f"The archive is damaged: {error}.") from None
+    _verify(folder, checksums)
+
+
+def _refuse_escapes(bundle: zipfile.ZipFile) -> None:
+    for member in bundle.namelist():
+        path = PurePosixPath(member.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in member:
+            raise DownloadError(f"The archive holds a path that escapes its folder: {member}.")
+
+
+def _verify(folder: Path, checksums: dict[str, str]) -> None:
+    for name, wanted in checksums.items():
+        if sha256(folder / name) != wanted:
+            raise DownloadError(f"{name} has a wrong SHA-256: the download is damaged.")
+
+
+def _publish(fresh: Path, target: Path, checksums: dict[str, str]) -> None:
+    try:
+        fresh.rename(target)
+    except OSError as error:
+        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EACCES}:
+            raise
+        # Another process was faster, or something else has this name.
+        if any(
+            not (target / name).is_file() or sha256(target / name) != wanted
+            for name, wanted in checksums.items()
+        ):
+            raise DownloadError(
+                f"{target.name} is there already and is not the release: move it away."
+            ) from None
 
 
 # --- checking -----------------------------------------------------------------------------------
 
 _COLUMNS = {table: list(schema.fieldNames()) for table, schema in SCHEMAS.items()}
-_WHOLE = {"userId", "movieId", "timestamp", "imdbId", "tmdbId"}
-_MAY_BE_EMPTY = {"tag", "imdbId", "tmdbId"}
+_TEXT = r"^[^\r\n]*$"
+_ID = (r"^[0-9]{1,9}$", "is not a whole number from 0 to 999999999")
+_TIME = (r"^[0-9]{1,10}$", "is not a time in whole seconds since 1970")
+_FILLED = (r"^[^\r\n]*\S[^\r\n]*$", "is empty or runs over the end of the line")
+# What each column has to look like, as a pattern of RE2. Stricter than a cast: Spark turns " 5" or
+# 3000000000 in a column of integers into null without a word, and reads line by line.
+_RULES = {
+    ("ratings", "userId"): _ID,
+    ("ratings", "movieId"): _ID,
+    ("ratings", "rating"): (
+        r"^(0?\.50*|[1-4](\.[05]0*)?|5(\.0+)?)$",
+        "is not a half-star rating from 0.5 to 5",
+    ),
+    ("ratings", "timestamp"): _TIME,
+    ("movies", "movieId"): _ID,
+    ("movies", "title"): _FILLED,
+    ("movies", "genres"): _FILLED,
+    ("links", "movieId"): _ID,
+    ("links", "imdbId"): (r"^[0-9]*$", "is neither empty nor a number"),
+    ("links", "tmdbId"): (r"^[0-9]{0,9}$", "is neither empty nor a whole number up to 999999999"),
+    ("tags", "userId"): _ID,
+    ("tags", "movieId"): _ID,
+    ("tags", "tag"): (_TEXT, "runs over the end of the line"),
+    ("tags", "timestamp"): _TIME,
+}
 
 
 def check(dataset: Dataset) -> Counts:
     """Read all four files and return their counts.
 
+    The files are read in blocks and only ids are kept, so that ml-32m fits in memory too. Line
+    numbers are looked up after a fault was found.
+
     Raises:
         DataError: the first fault found, with its file, line (1 is the header) and column.
     """
-    frames = {table: _read_checked(dataset.path / f"{table}.csv", table) for table in TABLES}
-    ratings, movies = frames["ratings"], frames["movies"]
-    stars = pd.to_numeric(ratings["rating"], errors="coerce")
-    bad = ~(stars.between(0.5, 5.0) & ((stars * 2) % 1 == 0))
-    _fail_at(dataset, "ratings", "rating", bad, "is not a half-star rating from 0.5 to 5")
-    _unique(dataset, "ratings", ratings, ["userId", "movieId"])
-    _unique(dataset, "movies", movies, ["movieId"])
-    _unique(dataset, "links", frames["links"], ["movieId"])
-    known = set(movies["movieId"].astype("int64"))
+    ids = {table: _read_ids(dataset.path / f"{table}.csv", table) for table in TABLES}
+    known = np.unique(ids["movies"]["movieId"])
+    _unique(dataset, "ratings", ids["ratings"], ["userId", "movieId"])
+    _unique(dataset, "movies", ids["movies"], ["movieId"])
+    _unique(dataset, "links", ids["links"], ["movieId"])
     for table in ("ratings", "links", "tags"):
-        missing = ~frames[table]["movieId"].astype("int64").isin(known)
-        _fail_at(dataset, table, "movieId", missing, "is not in movies.csv")
+        strange = ~np.isin(ids[table]["movieId"], known)
+        if strange.any():
+            path = dataset.path / f"{table}.csv"
+            raise _fault(path, int(strange.argmax()), "movieId", "is not in movies.csv")
     return Counts(
-        ratings=len(ratings),
-        users=ratings["userId"].nunique(),
-        rated_movies=ratings["movieId"].nunique(),
-        movies=len(movies),
-        links=len(frames["links"]),
-        tags=len(frames["tags"]),
+        ratings=len(ids["ratings"]["movieId"]),
+        users=len(np.unique(ids["ratings"]["userId"])),
+        rated_movies=len(np.unique(ids["ratings"]["movieId"])),
+        movies=len(known),
+        links=len(ids["links"]["movieId"]),
+        tags=len(ids["tags"]["movieId"]),
     )
 
 
-def _read_checked(path: Path, table: str) -> pd.DataFrame:
-    name = path.name
+def _check_header(path: Path, table: str) -> None:
     if not path.is_file():
-        raise DataError(f"{name} is missing; put it beside the other three files.")
-    if path.stat().st_size == 0:
-        raise DataError(f"{name} is empty (line 1: no header); copy the file again.")
-    _check_utf8(path)
-    try:
-        frame = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-    except pd.errors.ParserError as error:
-        raise DataError(f"{name} is not a well-formed CSV file: {error}.") from None
-    for column in _COLUMNS[table]:
-        if column not in frame.columns:
+        raise DataError(f"{path.name} is missing: put it beside the other three files.")
+    with path.open("rb") as file:
+        first = file.readline().decode("utf-8-sig", errors="replace").strip()
+    if not first:
+        raise DataError(f"{path.name}, line 1: the file is empty; copy it again.")
+    found, wanted = next(csv.reader([first])), _COLUMNS[table]
+    for column in wanted:
+        if column not in found:
             raise DataError(
-                f"{name}, line 1: column {column} is missing; the header should be "
-                f"{','.join(_COLUMNS[table])}."
+                f"{path.name}, line 1: column {column} is missing; the header should be "
+                f"{','.join(wanted)}."
             )
-    if frame.empty and table in ("ratings", "movies"):
-        raise DataError(f"{name}, line 2: there is no row below the header; copy the file again.")
+    if found != wanted:
+        # Spark goes by position, pandas by name.
+        raise DataError(
+            f"{path.name}, line 1: the columns are {','.join(found)}; put them in the order "
+            f"{','.join(wanted)}, with no others."
+        )
+
+
+def _read_ids(path: Path, table: str) -> dict[str, np.ndarray]:
+    """Check each value by itself and return the id columns as arrays of shape (rows,)."""
+    _check_header(path, table)
+    names = [name for name in ("userId", "movieId") if name in _COLUMNS[table]]
+    kept: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.int32)] for name in names}
+    rows = 0
+    try:
+        for batch in _blocks(path, table):
+            _check_block(path, table, batch, rows)
+            rows += batch.num_rows
+            for name in names:
+                kept[name].append(pc.cast(batch.column(name), pa.int32()).to_numpy())
+    except pa.ArrowInvalid as error:
+        raise _unreadable(path, table, error) from None
+    if rows == 0 and table in ("ratings", "movies"):
+        raise DataError(f"{path.name}, line 2: there is no row below the header; copy it again.")
+    return {name: np.concatenate(parts) for name, parts in kept.items()}
+
+
+def _blocks(path: Path, table: str) -> Iterable[pa.RecordBatch]:
+    with path.open("rb") as file:
+        if len(file.readline()) == path.stat().st_size:
+            return []  # Arrow wants a line end after a header without rows
+    return pacsv.open_csv(
+        path,
+        read_options=pacsv.ReadOptions(block_size=16 << 20),
+        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+        convert_options=pacsv.ConvertOptions(
+            column_types=dict.fromkeys(_COLUMNS[table], pa.string()), strings_can_be_null=False
+        ),
+    )
+
+
+def _check_block(path: Path, table: str, batch: pa.RecordBatch, rows_before: int) -> None:
     for column in _COLUMNS[table]:
-        empty = frame[column].str.strip() == ""
-        if column in _WHOLE:
-            wrong = ~frame[column].str.fullmatch(r"\d{1,18}") & ~(empty & (column in _MAY_BE_EMPTY))
-            _fail(path, frame, column, wrong, "is not a whole number")
-        elif column not in _MAY_BE_EMPTY:
-            _fail(path, frame, column, empty, "is empty")
-    return frame
+        pattern, what = _RULES[table, column]
+        good = pc.match_substring_regex(batch.column(column), pattern)
+        if not pc.all(good, min_count=0).as_py():
+            row = rows_before + pc.index(good, False).as_py()
+            raise _fault(path, row, column, what)
 
 
-def _check_utf8(path: Path) -> None:
+def _unique(dataset: Dataset, table: str, ids: dict[str, np.ndarray], columns: list[str]) -> None:
+    # Both ids in one number: compared as numbers, "007" and "7" are the same.
+    key = np.zeros(len(ids["movieId"]), np.int64)
+    for column in columns:
+        key = key * 2**31 + ids[column]
+    if len(np.unique(key)) < len(key):
+        row = int(pd.Series(key).duplicated().to_numpy().argmax())
+        what = "is there a second time; keep one of the two rows"
+        raise _fault(dataset.path / f"{table}.csv", row, "/".join(columns), what)
+
+
+def _fault(path: Path, row: int, column: str, what: str) -> DataError:
+    line, fields = _record(path, row)
+    header = _COLUMNS[path.stem]
+    value = ", ".join(fields[header.index(name)] for name in column.split("/"))
+    remedy = "" if ";" in what else "; correct it or copy the file again"
+    return DataError(f"{path.name}, line {line}, column {column}: {value!r} {what}{remedy}.")
+
+
+def _unreadable(path: Path, table: str, error: pa.ArrowInvalid) -> DataError:
+    """Find what Arrow stumbled over: bytes that are no UTF-8, else a row of another length."""
+    columns = _COLUMNS[table]
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                column = line[: error.start].count(b",") + 1
-                raise DataError(
+            except UnicodeDecodeError as fault:
+                before = next(csv.reader([line[: fault.start].decode("utf-8") + "?"]))
+                column = columns[min(len(before), len(columns)) - 1]
+                return DataError(
                     f"{path.name}, line {number}, column {column}: not UTF-8 (Latin-1, perhaps); "
                     "convert the file to UTF-8 or copy the original again."
-                ) from None
-
-
-def _fail_at(dataset: Dataset, table: str, column: str, wrong: pd.Series, what: str) -> None:
-    if wrong.any():
-        path = dataset.path / f"{table}.csv"
-        frame = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-        _fail(path, frame, column, wrong, what)
-
-
-def _fail(path: Path, frame: pd.DataFrame, column: str, wrong: pd.Series, what: str) -> None:
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        value = frame[column].iloc[row]
-        raise DataError(
-            f"{path.name}, line {line_of_row(path, row)}, column {column}: {value!r} {what}."
-        )
-
-
-def _unique(dataset: Dataset, table: str, frame: pd.DataFrame, columns: list[str]) -> None:
-    # Compared as numbers: "007" and "7" are the same id.
-    repeated = frame[columns].astype("int64").duplicated()
-    if repeated.any():
-        row = int(repeated.to_numpy().argmax())
-        path = dataset.path / f"{table}.csv"
-        values = ", ".join(f"{column} {frame[column].iloc[row]}" for column in columns)
-        raise DataError(
-            f"{path.name}, line {line_of_row(path, row)}, column {'/'.join(columns)}: {values} is "
-            "there a second time; keep one of the two rows."
-        )
+                )
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        for fields in reader:
+            if fields and len(fields) != len(columns):
+                column = columns[min(len(fields), len(columns) - 1)]
+                return DataError(
+                    f"{path.name}, line {reader.line_num}, column {column}: {len(fields)} values "
+                    f"where {len(columns)} belong; correct it or copy the file again."
+                )
+    return DataError(f"{path.name} is no well-formed CSV file ({error}); copy the file again.")
 
 
 def line_of_row(path: Path, row: int) -> int:
     """Return the line on which data row ``row`` (from 0) ends; quoted fields may span lines."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    return _record(path, row)[0]
+
+
+def _record(path: Path, row: int) -> tuple[int, list[str]]:
+    # A later line may hold other bytes than UTF-8.
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file)
         seen = -2  # the header takes it to -1; blank lines are no rows
         for fields in reader:
             seen += bool(fields)
             if seen == row:
-                return reader.line_num
+                return reader.line_num, fields
     raise IndexError(f"{path.name} has no row {row}.")
 
 
@@ -390,13 +498,24 @@ def line_of_row(path: Path, row: int) -> int:
 
 
 def load(spark: SparkSession, dataset: Dataset) -> Tables:
-    """Return the four tables as Spark data frames with :data:`SCHEMAS`."""
+    """Return the four tables as Spark data frames with :data:`SCHEMAS`.
+
+    Only the headers are checked here; :func:`check` reads everything.
+
+    Raises:
+        DataError: a file is missing or empty, or its columns are not those of MovieLens.
+    """
+    for table in TABLES:
+        _check_header(dataset.path / f"{table}.csv", table)
     return Tables(*(_read(spark, dataset, table) for table in TABLES))
 
 
 def _read(spark: SparkSession, dataset: Dataset, table: str) -> DataFrame:
+    path = str(dataset.path / f"{table}.csv")
+    if os.sep == "/":
+        path = re.sub(r"([][{}*?\\])", r"\\\1", path)  # Spark takes a path for a pattern
     return spark.read.csv(
-        str(dataset.path / f"{table}.csv"),
+        path,
         schema=SCHEMAS[table],
         header=True,
         encoding="UTF-8",
@@ -410,14 +529,25 @@ def load_pandas(dataset: Dataset, table: str) -> pd.DataFrame:
     """Return one of ``ratings``, ``movies``, ``links``, ``tags`` as a pandas data frame.
 
     Raises:
-        DataError: there is no such table.
+        DataError: there is no such table, its columns are not those of MovieLens, or a value
+            cannot be read (then with file, line and column).
     """
     if table not in TABLES:
         raise DataError(f"There is no table {table!r}; choose one of {', '.join(TABLES)}.")
+    path = dataset.path / f"{table}.csv"
+    _check_header(path, table)
+    try:
+        return _read_pandas(path, table)
+    except (ValueError, OverflowError) as error:
+        _read_ids(path, table)
+        raise DataError(f"{path.name} cannot be read ({error}); copy the file again.") from None
+
+
+def _read_pandas(path: Path, table: str) -> pd.DataFrame:
     whole = {"userId": "int64", "movieId": "int64", "timestamp": "int64", "tmdbId": "Int64"}
     types = {"rating": "float32", "imdbId": "string"} | whole
     return pd.read_csv(
-        dataset.path / f"{table}.csv",
+        path,
         dtype={name: types[name] for name in _COLUMNS[table] if name in types},
         usecols=_COLUMNS[table],
         encoding="utf-8-sig",

@@ -207,7 +207,7 @@ GENRE_WORDS = {
     "action": "Action", "adventure": "Adventure", "animat": "Animation", "child": "Children",
     "kids": "Children", "comed": "Comedy", "crime": "Crime", "documentar": "Documentary",
     "drama": "Drama", "fantas": "Fantasy", "film-noir": "Film-Noir", "noir": "Film-Noir",
-    "horror": "Horror", "imax": "IMAX", "music": "Musical", "myster": "Mystery",
+    "horror": "Horror", "imax": "IMAX", "musical": "Musical", "myster": "Mystery",
     "romance": "Romance", "romantic": "Romance", "rom-com": "Romance", "sci-fi": "Sci-Fi",
     "science fiction": "Sci-Fi", "thriller": "Thriller", "war": "War", "western": "Western",
 }  # fmt: skip
@@ -216,10 +216,12 @@ GENRE_WORDS = {
 PERSON = re.compile(
     r"\b(?:wom[ae]n|m[ae]n|female|male|girl|boy|lady|mother|father|parent|husband|wife|married|"
     r"gender|aged?|teenager|years? old|born|lives? in|grew up|occupation|profession(?:al)?|job|"
-    r"personality|ethnic\w*|nationality|his|her|he|she)\b",
-    re.IGNORECASE,
+    r"personality|ethnic\w*|nationality|[Hh]is|[Hh]er|[Hh]e|[Ss]he)\b"
 )
-"""Words by which a sentence about the viewer's taste turns into one about the person."""
+"""Words by which a sentence about taste turns into one about the person.
+
+Lower case only: a title such as Children of Men may be cited.
+"""
 
 
 def genres_named(text: str) -> set[str]:
@@ -293,9 +295,13 @@ def _judge(field: str, claim: Claim, allowed: pd.DataFrame, share: float) -> tup
     genres = genres_named(claim.name)
     if field == "genres" and not genres:
         return "flagged", "names no genre of the catalogue"
-    if field in {"genres", "dislikes"} and genres:
+    if field == "genres":
         has = cited["genres"].map(lambda listed: genres <= set(listed.split("|")))
         return _share_verdict(has, share, f"listed as {' and '.join(sorted(genres))}")
+    if field == "dislikes" and genres:
+        # Free text may name several genres; each cited movie needs one of them.
+        has = cited["genres"].map(lambda listed: bool(genres & set(listed.split("|"))))
+        return _share_verdict(has, share, f"listed as {' or '.join(sorted(genres))}")
     return "cited", ""
 
 

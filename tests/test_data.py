@@ -1,0 +1,638 @@
+"""Finding, downloading, checking, loading and splitting the data, and every way it can fail."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import io
+import shutil
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from helpers import data
+from helpers.data import DataError, Dataset, DownloadError, check, download, load, locate, split
+from helpers.settings import Settings
+
+FILES = {
+    "ratings.csv": "userId,movieId,rating,timestamp\n1,1,4.0,964982703\n1,2,0.5,964981247\n"
+    "2,1,5.0,964982224\n",
+    "movies.csv": 'movieId,title,genres\n1,"Matrix, The (1999)",Action|Sci-Fi\n'
+    '2,"""Great Performances"" Cats (1998)",Musical\n3,Amélie (2001),Comedy|Romance\n',
+    "links.csv": "movieId,imdbId,tmdbId\n1,0133093,603\n2,0173714,\n3,,194\n",
+    "tags.csv": "userId,movieId,tag,timestamp\n1,1,None,964982800\n2,1,NA,964982801\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A small good folder to spoil."""
+    good = tmp_path / "good"
+    good.mkdir()
+    for name, text in FILES.items():
+        (good / name).write_text(text, encoding="utf-8", newline="")
+    return good
+
+
+def dataset_at(path: Path) -> Dataset:
+    return Dataset(path, path.name, "MOVIELENS_DIR", simulated=False, verified=False)
+
+
+def spoil(folder: Path, name: str, old: str, new: str) -> Dataset:
+    text = (folder / name).read_text(encoding="utf-8")
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8", newline="")
+    return dataset_at(folder)
+
+
+# --- checking -----------------------------------------------------------------------------------
+
+
+def test_a_good_folder_is_counted(folder):
+    counts = check(dataset_at(folder))
+    assert dataclasses.astuple(counts) == (3, 2, 2, 3, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "line", "column"),
+    [
+        ("ratings.csv", ",0.5,", ",0.0,", 3, "rating"),
+        ("ratings.csv", ",0.5,", ",5.5,", 3, "rating"),
+        ("ratings.csv", ",0.5,", ",3.7,", 3, "rating"),
+        ("ratings.csv", ",0.5,", ",-1,", 3, "rating"),
+        ("ratings.csv", ",0.5,", ",nan,", 3, "rating"),
+        ("ratings.csv", ",0.5,", ",,", 3, "rating"),
+        ("ratings.csv", "2,1,5.0", "two,1,5.0", 4, "userId"),
+        ("ratings.csv", "2,1,5.0", "2.0,1,5.0", 4, "userId"),
+        ("ratings.csv", "2,1,5.0", "2, 1,5.0", 4, "movieId"),
+        ("ratings.csv", "2,1,5.0", ",1,5.0", 4, "userId"),
+        ("ratings.csv", "2,1,5.0", "3000000000,1,5.0", 4, "userId"),
+        ("ratings.csv", "2,1,5.0", "2,9,5.0", 4, "movieId"),
+        ("ratings.csv", "964981247", "2000-07-30", 3, "timestamp"),
+        ("ratings.csv", "964981247", "964981247000", 3, "timestamp"),
+        ("ratings.csv", "2,1,5.0", "1,2,5.0", 4, "userId/movieId"),
+        ("ratings.csv", "2,1,5.0", "01,002,5.0", 4, "userId/movieId"),
+        ("ratings.csv", "1,2,0.5,964981247", "1,2,0.5", 3, "timestamp"),
+        ("ratings.csv", "1,2,0.5,964981247", "1,2,0.5,964981247,9", 3, "timestamp"),
+        ("movies.csv", "3,Am", "x3,Am", 4, "movieId"),
+        ("movies.csv", "3,Am", "1,Am", 4, "movieId"),
+        ("movies.csv", "Amélie (2001)", "", 4, "title"),
+        ("movies.csv", "Comedy|Romance", "", 4, "genres"),
+        ("movies.csv", "Matrix, The", "Matrix,\n The", 3, "title"),
+        ("links.csv", "0173714", "tt0173714", 3, "imdbId"),
+        ("links.csv", ",194", ",194.0", 4, "tmdbId"),
+        ("links.csv", "3,,194", "2,,194", 4, "movieId"),
+        ("links.csv", "3,,194", "8,,194", 4, "movieId"),
+        ("tags.csv", "2,1,NA", "2,7,NA", 3, "movieId"),
+        ("tags.csv", "964982801", "yesterday", 3, "timestamp"),
+    ],
+)
+def test_a_bad_value_is_named_with_file_line_and_column(folder, name, old, new, line, column):
+    bad = spoil(folder, name, old, new)
+    with pytest.raises(DataError) as caught:
+        check(bad)
+    assert str(caught.value).startswith(f"{name}, line {line}, column {column}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_bad_value_and_the_remedy_are_in_the_message(folder):
+    with pytest.raises(DataError, match=r"'5\.5' is not a half-star rating from 0\.5 to 5; corr"):
+        check(spoil(folder, "ratings.csv", ",0.5,", ",5.5,"))
+    with pytest.raises(DataError, match=r"'1, 1' is there a second time; keep one"):
+        check(spoil(folder, "ratings.csv", "1,2,5.5,", "1,1,0.5,"))
+
+
+def test_the_line_counts_blank_lines_and_comes_from_any_block(folder, monkeypatch):
+    blocks = data.pacsv.ReadOptions
+    monkeypatch.setattr(data.pacsv, "ReadOptions", lambda block_size: blocks(block_size=4096))
+    rows = "".join(f"{user},1,3.5,964982703\n" for user in range(10, 2010))
+    text = FILES["ratings.csv"] + "\n\n" + rows + "7,1,9.0,964982703\n"
+    (folder / "ratings.csv").write_text(text, newline="")
+    with pytest.raises(DataError, match=r"ratings\.csv, line 2007, column rating: '9\.0'"):
+        check(dataset_at(folder))
+
+
+def test_a_duplicate_is_found_across_blocks(folder, monkeypatch):
+    blocks = data.pacsv.ReadOptions
+    monkeypatch.setattr(data.pacsv, "ReadOptions", lambda block_size: blocks(block_size=4096))
+    rows = "".join(f"{user},1,3.5,964982703\n" for user in range(10, 2010))
+    (folder / "ratings.csv").write_text(FILES["ratings.csv"] + rows + "1,2,3.0,5\n", newline="")
+    with pytest.raises(DataError, match=r"line 2005, column userId/movieId: '1, 2'"):
+        check(dataset_at(folder))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_latin_1_is_named_with_its_line(folder, name):
+    lines = FILES[name].splitlines(keepends=True)
+    field = 1 if name == "movies.csv" else len(lines[1].strip().split(",")) - 1
+    column = lines[0].strip().split(",")[field]
+    values = lines[0].strip().split(",")
+    values[:] = ["1"] * len(values)
+    values[field] = '"Caché, é (2005)"'
+    text = "".join(lines) + ",".join(values) + "\n"
+    (folder / name).write_bytes(text.encode("latin-1", errors="replace"))
+    expected = 4 if name == "movies.csv" else len(lines) + 1  # Amélie comes first there
+    with pytest.raises(DataError) as caught:
+        check(dataset_at(folder))
+    assert str(caught.value).startswith(f"{name}, line {expected}, column {column}: not UTF-8")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=f"^{name} is missing"):
+        check(dataset_at(folder))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_empty_file(folder, name):
+    (folder / name).write_bytes(b"")
+    with pytest.raises(DataError, match=f"^{name}, line 1: the file is empty"):
+        check(dataset_at(folder))
+
+
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv"])
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_header_without_rows(folder, name, end):
+    (folder / name).write_text(FILES[name].splitlines()[0] + end)
+    with pytest.raises(DataError, match=f"^{name}, line 2: there is no row"):
+        check(dataset_at(folder))
+
+
+@pytest.mark.parametrize("name", ["links.csv", "tags.csv"])
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_links_and_tags_may_have_no_rows(folder, name, end):
+    (folder / name).write_text(FILES[name].splitlines()[0] + end)
+    assert getattr(check(dataset_at(folder)), name[:-4]) == 0
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_column(folder, name):
+    column = FILES[name].splitlines()[0].split(",")[-1]
+    table = pd.read_csv(folder / name, dtype=str).drop(columns=column)
+    table.to_csv(folder / name, index=False)
+    for use in (check, lambda dataset: load(None, dataset)):
+        with pytest.raises(DataError, match=f"^{name}, line 1: column {column} is missing"):
+            use(dataset_at(folder))
+
+
+def test_columns_in_another_order_are_refused(folder, spark):
+    """Spark reads by position: users and movies would change places without a word."""
+    bad = spoil(folder, "ratings.csv", "userId,movieId", "movieId,userId")
+    with pytest.raises(DataError, match=r"^ratings\.csv, line 1: the columns are movieId,userId"):
+        load(spark, bad)
+    with pytest.raises(DataError, match=r"^ratings\.csv, line 1: the columns are movieId,userId"):
+        check(bad)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(folder, spark):
+    for name, text in FILES.items():
+        windows = ("\ufeff" + text).replace("\n", "\r\n")
+        (folder / name).write_text(windows, encoding="utf-8", newline="")
+    dataset = dataset_at(folder)
+    assert check(dataset).ratings == 3
+    assert load(spark, dataset).movies.toPandas()["genres"].tolist()[0] == "Action|Sci-Fi"
+    assert data.load_pandas(dataset, "movies")["genres"].tolist()[0] == "Action|Sci-Fi"
+
+
+# --- finding ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, folder) -> Settings:
+    """A project folder with nothing but a sample."""
+    sample = tmp_path / "home" / "data" / "sample"
+    shutil.copytree(folder, sample)
+    (sample / "SIMULATED").write_text("Simulated.\n")
+    return Settings(root=tmp_path / "home", allow_download=False)
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("nothing should be fetched here")
+
+    monkeypatch.setattr(data, "download", refuse)
+
+
+def test_movielens_dir_comes_first(home, folder, no_download):
+    shutil.copytree(folder, home.data_dir / "ml-latest-small")
+    found = locate(dataclasses.replace(home, movielens_dir=folder, allow_download=True))
+    assert (found.path, found.source, found.name) == (folder, "MOVIELENS_DIR", "good")
+    assert not found.verified
+    assert not found.simulated
+    assert found.describe() == (
+        "Data: good, other than ml-latest-small, unverified (found by MOVIELENS_DIR)"
+    )
+
+
+def test_then_the_copy_in_data(home, folder, no_download):
+    shutil.copytree(folder, home.data_dir / "ml-latest-small")
+    found = locate(dataclasses.replace(home, allow_download=True))
+    assert (found.path, found.source) == (
+        home.data_dir / "ml-latest-small",
+        "data/ml-latest-small",
+    )
+
+
+def test_then_a_download(home, folder, monkeypatch):
+    monkeypatch.setattr(
+        data, "download", lambda target: Path(shutil.copytree(folder, target, dirs_exist_ok=False))
+    )
+    found = locate(dataclasses.replace(home, allow_download=True))
+    assert (found.path, found.source) == (home.data_dir / "ml-latest-small", "download")
+
+
+def test_then_the_sample_with_a_notice(home, no_download):
+    found = locate(home)
+    assert (found.path, found.source, found.simulated) == (home.sample_dir, "data/sample", True)
+    assert found.name == "sample (simulated)"
+    line = found.describe()
+    assert "SIMULATED" in line
+    assert "not MovieLens" in line
+    assert "download switched off" in line
+    assert "MOVIELENS_DIR" in line
+    assert str(home.root) not in line
+    assert "\n" not in line
+
+
+def test_offline_gives_the_sample_and_says_why(home, monkeypatch):
+    def offline(target):
+        raise DownloadError("https://example.org cannot be reached: no route.")
+
+    monkeypatch.setattr(data, "download", offline)
+    found = locate(dataclasses.replace(home, allow_download=True))
+    assert found.simulated
+    assert "cannot be reached: no route). For the real" in found.describe()
+
+
+def test_movielens_dir_that_points_nowhere_is_an_error(home, tmp_path):
+    with pytest.raises(DataError, match="MOVIELENS_DIR names a folder that does not exist"):
+        locate(dataclasses.replace(home, movielens_dir=tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_movielens_dir_that_lacks_a_file_is_an_error(home, folder, name):
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=f"{name} is missing in the folder found by MOVIELENS_DIR"):
+        locate(dataclasses.replace(home, movielens_dir=folder))
+
+
+def test_a_verified_folder_keeps_its_name_whatever_it_is_called(home, folder, monkeypatch):
+    monkeypatch.setattr(data, "SHA256", checksums())
+    found = locate(dataclasses.replace(home, movielens_dir=folder))
+    assert (found.name, found.verified) == ("ml-latest-small", True)
+    assert found.describe() == (
+        "Data: ml-latest-small, verified by SHA-256 (found by MOVIELENS_DIR)"
+    )
+    spoil(folder, "ratings.csv", ",4.0,", ",4.5,")
+    assert not locate(dataclasses.replace(home, movielens_dir=folder)).verified
+
+
+# --- downloading --------------------------------------------------------------------------------
+
+
+def checksums() -> dict[str, str]:
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in FILES.items()}
+
+
+def archive(extra: dict[str, str] | None = None, skip: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, text in FILES.items():
+            if name != skip:
+                bundle.writestr(f"ml-latest-small/{name}", text)
+        for name, text in (extra or {}).items():
+            bundle.writestr(name, text)
+    return buffer.getvalue()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves ``bodies`` in turn, the last one for ever; announces ``announce`` bytes, if set."""
+
+    bodies: list[bytes]
+    status = 200
+    announce: int | None = None
+    requests = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/ml-latest-small.zip"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        body = self.server.bodies[min(self.server.requests, len(self.server.bodies) - 1)]
+        self.server.requests += 1
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(self.server.announce or len(body)))
+        self.end_headers()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(body)
+
+    def log_message(self, *_args) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture
+def server():
+    with Server(("127.0.0.1", 0), Handler) as running:
+        running.bodies = [archive()]
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    return tmp_path / "store" / "ml-latest-small"
+
+
+def fails(server: Server, target: Path, match: str) -> None:
+    """Download, expect the message, and see that nothing is left behind."""
+    with pytest.raises(DownloadError, match=match):
+        download(target, url=server.url, checksums=checksums())
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_good_download(server, target):
+    assert download(target, url=server.url, checksums=checksums()) == target
+    assert sorted(path.name for path in target.iterdir()) == sorted(FILES)
+    for name, text in FILES.items():
+        assert (target / name).read_bytes() == text.encode()
+    assert [path.name for path in target.parent.iterdir()] == ["ml-latest-small"]
+    assert check(dataset_at(target)).ratings == 3
+
+
+def test_cut_short_twice(server, target):
+    server.announce = len(archive())
+    server.bodies = [archive()[:-40]]
+    fails(server, target, "cut short: [0-9]+ of [0-9]+ bytes")
+    assert server.requests == 2
+
+
+def test_cut_short_once_is_tried_again(server, target):
+    server.announce = len(archive())
+    server.bodies = [archive()[:-40], archive()]
+    download(target, url=server.url, checksums=checksums())
+    assert server.requests == 2
+    assert sorted(path.name for path in target.iterdir()) == sorted(FILES)
+
+
+def test_wrong_checksum(server, target):
+    with pytest.raises(DownloadError, match=r"ratings\.csv has a wrong SHA-256"):
+        download(target, url=server.url)  # against the checksums of the real release
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_file_is_missing_in_the_archive(server, target):
+    server.bodies = [archive(skip="tags.csv")]
+    fails(server, target, r"lacks tags\.csv")
+
+
+@pytest.mark.parametrize(
+    "member", ["../escaped.csv", "ml/../../escaped.csv", "/escaped.csv", "..\\escaped.csv", "C:x"]
+)
+def test_a_path_that_escapes_its_folder(server, target, member):
+    server.bodies = [archive(extra={member: "gotcha"})]
+    fails(server, target, "escapes its folder")
+    assert not list(target.parent.parent.rglob("*escaped*"))
+
+
+def test_no_zip_at_all(server, target):
+    server.bodies = [b"<html>Log in to this network</html>"]
+    fails(server, target, "archive is damaged")
+
+
+def test_damaged_bytes_in_the_archive(server, target):
+    """Whatever byte is wrong, the outcome is an error of ours or the right files."""
+    whole = archive()
+    for position in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        server.bodies = [bytes(damaged)]
+        try:
+            download(target, url=server.url, checksums=checksums())
+        except DownloadError:
+            assert list(target.parent.iterdir()) == []
+        else:
+            assert (target / "ratings.csv").read_text() == FILES["ratings.csv"]
+            shutil.rmtree(target)
+
+
+def test_not_found(server, target):
+    server.status = 404
+    fails(server, target, "cannot be reached: HTTP Error 404")
+
+
+def test_no_server(target):
+    with Server(("127.0.0.1", 0), Handler) as closed:
+        url = closed.url
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        download(target, url=url, checksums=checksums())
+    assert list(target.parent.iterdir()) == []
+
+
+def full_disk(monkeypatch, suffix: str) -> None:
+    """Let writing to files that end in ``suffix`` fail as on a full disk."""
+    real_open = Path.open
+
+    class Full(io.BytesIO):
+        def write(self, _block):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fake_open(self, mode="r", *args, **kwargs):
+        if "w" in mode and self.name.endswith(suffix):
+            return Full()
+        return real_open(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", fake_open)
+
+
+@pytest.mark.parametrize("suffix", [".zip", "movies.csv"])
+def test_a_full_disk(server, target, monkeypatch, suffix):
+    full_disk(monkeypatch, suffix)
+    fails(server, target, "cannot be stored: No space left on device")
+    assert server.requests == 1, "trying again does not empty a disk"
+
+
+def test_a_folder_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DownloadError, match="cannot be stored"):
+        download(tmp_path / "file" / "ml", url=server.url, checksums=checksums())
+
+
+def test_interrupted_by_the_user(target):
+    class Interrupted(io.BytesIO):
+        headers: dict = {}  # noqa: RUF012
+
+        def read(self, _size=-1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download(target, opener=lambda url, timeout: Interrupted())
+    assert list(target.parent.iterdir()) == []
+
+
+def test_the_timeout_is_short_and_reaches_the_opener(target):
+    seen = []
+
+    def opener(url, timeout):
+        seen.append((url, timeout))
+        raise TimeoutError("timed out")
+
+    with pytest.raises(DownloadError, match="timed out"):
+        download(target, opener=opener)
+    assert seen == [(data.URL, 5.0)] * 2
+    assert data.URL.startswith("https://")
+
+
+def test_many_downloads_at_once_give_one_good_folder(server, target):
+    errors: list[Exception] = []
+    start = threading.Barrier(6)
+
+    def fetch() -> None:
+        start.wait()
+        try:
+            download(target, url=server.url, checksums=checksums())
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=fetch) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert [path.name for path in target.parent.iterdir()] == ["ml-latest-small"]
+    assert sorted(path.name for path in target.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_something_else_has_the_name(server, target, kind):
+    if kind == "folder":
+        target.mkdir(parents=True)
+        (target / "mine.txt").write_text("keep me")
+    else:
+        target.parent.mkdir()
+        target.write_text("keep me")
+    with pytest.raises(DownloadError, match="is there already and is not the release"):
+        download(target, url=server.url, checksums=checksums())
+    assert [path.name for path in target.parent.iterdir()] == ["ml-latest-small"]
+    assert "keep me" in (target / "mine.txt" if kind == "folder" else target).read_text()
+
+
+# --- loading ------------------------------------------------------------------------------------
+
+
+def test_spark_reads_schema_quotes_accents_and_leading_zeros(folder, spark):
+    tables = load(spark, dataset_at(folder))
+    for table, schema in data.SCHEMAS.items():
+        assert getattr(tables, table).schema == schema
+    titles = [row.title for row in tables.movies.orderBy("movieId").collect()]
+    assert titles == ["Matrix, The (1999)", '"Great Performances" Cats (1998)', "Amélie (2001)"]
+    links = [tuple(row) for row in tables.links.orderBy("movieId").collect()]
+    assert links == [(1, "0133093", 603), (2, "0173714", None), (3, None, 194)]
+    assert sorted(row.tag for row in tables.tags.collect()) == ["NA", "None"]
+    assert [row.rating for row in tables.ratings.collect()] == [4.0, 0.5, 5.0]
+
+
+@pytest.mark.parametrize("table", data.TABLES)
+def test_pandas_and_spark_agree(folder, spark, table):
+    from_spark = getattr(load(spark, dataset_at(folder)), table).collect()
+    from_pandas = data.load_pandas(dataset_at(folder), table)
+    assert list(from_pandas.columns) == data.SCHEMAS[table].fieldNames()
+    rows = [
+        tuple(None if pd.isna(value) else value for value in row)
+        for row in from_pandas.astype(object).itertuples(index=False)
+    ]
+    assert rows == [tuple(row) for row in from_spark]
+
+
+def test_pandas_names_the_place_of_a_bad_value(folder):
+    bad = spoil(folder, "ratings.csv", "2,1,5.0", "two,1,5.0")
+    with pytest.raises(DataError, match=r"ratings\.csv, line 4, column userId: 'two'"):
+        data.load_pandas(bad, "ratings")
+
+
+def test_there_is_no_such_table(folder):
+    with pytest.raises(DataError, match="choose one of ratings, movies, links, tags"):
+        data.load_pandas(dataset_at(folder), "people")
+
+
+def test_a_folder_name_with_spaces_and_brackets(folder, spark):
+    odd = Path(shutil.copytree(folder, folder.parent / "my data [1] {x}"))
+    assert load(spark, dataset_at(odd)).ratings.count() == 3
+
+
+# --- splitting ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(spark):
+    """2,000 made-up ratings."""
+    rows = [(user, 7 * movie + user % 5, 3.5, 0) for user in range(40) for movie in range(50)]
+    return spark.createDataFrame(rows, data.SCHEMAS["ratings"])
+
+
+def pairs(frames) -> list[list[tuple[int, int]]]:
+    return [sorted((row.userId, row.movieId) for row in frame.collect()) for frame in frames]
+
+
+def test_a_split_does_not_depend_on_partitions_or_row_order(many):
+    expected = pairs(split(many))
+    for changed in (
+        many.repartition(7),
+        many.repartition(3, "movieId"),
+        many.orderBy("rating", "movieId", ascending=False),
+        many.orderBy("movieId").repartition(2),
+    ):
+        assert pairs(split(changed)) == expected
+
+
+def test_a_split_gives_each_row_once_in_the_right_shares(many):
+    parts = pairs(split(many))
+    together = [pair for part in parts for pair in part]
+    assert len(together) == len(set(together)) == 2000
+    for part, share in zip(parts, (0.6, 0.2, 0.2), strict=True):
+        assert abs(len(part) / 2000 - share) < 0.04
+
+
+def test_a_split_follows_its_seed_and_its_weights(many):
+    assert pairs(split(many, seed=1)) != pairs(split(many, seed=0))
+    two = pairs(split(many, weights=(0.5, 0.5)))
+    assert len(two) == 2
+    assert abs(len(two[0]) - 1000) < 100
+
+
+# --- the real release ---------------------------------------------------------------------------
+
+
+def test_the_real_release(real, spark):
+    assert real.name == "ml-latest-small"
+    for name, wanted in data.SHA256.items():
+        assert data.sha256(real.path / name) == wanted
+    assert dataclasses.astuple(check(real)) == (100_836, 610, 9_724, 9_742, 9_742, 3_683)
+    tables = load(spark, real)
+    assert tables.ratings.count() == 100_836
+    shared = tables.movies.groupBy("title").count().where("count > 1").collect()
+    assert len(shared) == 5
+    assert "Emma (1996)" in {row.title for row in shared}
+    nulls = tables.ratings.where("userId is null or movieId is null or rating is null")
+    assert nulls.count() == 0
+    assert tables.links.where("movieId = 1").first().imdbId == "0114709"
+
+
+def test_pandas_and_spark_agree_on_the_real_titles(real, spark):
+    from_spark = load(spark, real).movies.toPandas()
+    pd.testing.assert_frame_equal(from_spark, data.load_pandas(real, "movies"), check_dtype=False)
