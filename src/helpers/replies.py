@@ -1,0 +1,315 @@
+"""Stored LLM replies: which reply answers which request, and where replies are kept.
+
+Two stores. The committed one is JSON Lines in ``data/replies``, readable and diffable; the local
+one is SQLite in ``data/cache``, written by many threads at once. Requests that found no answer are
+collected, and leave and return as OpenAI Batch API files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Body = dict[str, Any]
+
+ENDPOINT = "/v1/chat/completions"
+CONTENT = ("messages", "input", "response_format", "tools", "tool_choice", "n", "logprobs", "stop")
+"""Fields of a request that decide what is asked; all others (model, temperature, limits, user,
+metadata, seed, stream) are about who answers and how."""
+
+SCHEMA_NOTES = {"title", "description", "default", "examples"}
+"""Notes in a JSON schema that differ between pydantic versions."""
+
+
+def request_key(body: Body) -> str:
+    """Return the SHA-256 of what a request asks, in hexadecimal digits.
+
+    Only the fields in :data:`CONTENT` count, with sorted keys; the JSON schema of
+    ``response_format`` counts without its notes. White space in a message counts.
+    """
+    content = {name: body[name] for name in CONTENT if body.get(name) is not None}
+    if "response_format" in content:
+        content["response_format"] = _bare_schema(content["response_format"])
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _bare_schema(value: Any, names: bool = False) -> Any:
+    """Drop notes, but not a property that happens to be called ``title``."""
+    if isinstance(value, dict):
+        return {
+            key: _bare_schema(item, names=key in {"properties", "$defs"} and not names)
+            for key, item in value.items()
+            if names or key not in SCHEMA_NOTES
+        }
+    if isinstance(value, list):
+        return [_bare_schema(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A stored answer: the response body as the server sent it, and where it came from."""
+
+    key: str
+    response: Body
+    source: str
+    request: Body = field(default_factory=dict)
+    server: str = ""
+
+    @property
+    def model(self) -> str:
+        """The model that the response names."""
+        return str(self.response.get("model", "unknown"))
+
+
+class StoreWarning(UserWarning):
+    """A stored line could not be read and was skipped."""
+
+
+class CommittedStore:
+    """Reads every ``*.jsonl`` in a folder; read once, on first use."""
+
+    def __init__(self, folder: Path) -> None:
+        """Remember the folder; it need not exist."""
+        self._folder, self._index = Path(folder), None
+
+    def get(self, key: str) -> Reply | None:
+        """Return the reply to a request, or ``None``."""
+        return self._replies().get(key)
+
+    def all(self) -> list[Reply]:
+        """Return all replies."""
+        return list(self._replies().values())
+
+    def _replies(self) -> dict[str, Reply]:
+        if self._index is None:
+            files = sorted(self._folder.glob("*.jsonl"))
+            self._index = {r.key: r for path in files for r in read_jsonl(path)}
+        return self._index
+
+
+def read_jsonl(path: Path) -> Iterator[Reply]:
+    """Yield the replies of a JSON Lines file; a corrupt line is skipped with a warning."""
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            request, response = record["request"], record["response"]
+            if record["key"] != request_key(request):
+                raise ValueError("the key does not belong to the request")
+            response["choices"][0]["message"]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            warnings.warn(f"{path.name}, line {number}: skipped ({error}).", StoreWarning, 2)
+            continue
+        yield Reply(record["key"], response, path.name, request)
+
+
+def write_jsonl(replies: Iterable[Reply], path: Path) -> int:
+    """Write replies sorted by key, in one atomic step, and return their number."""
+    lines = [
+        json.dumps(
+            {"key": reply.key, "request": reply.request, "response": reply.response},
+            ensure_ascii=False,
+            sort_keys=True,
+        )
+        for reply in sorted(replies, key=lambda reply: reply.key)
+    ]
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    fresh.replace(path)
+    return len(lines)
+
+
+class LocalStore:
+    """Replies of live servers, in SQLite with a write-ahead log.
+
+    Each thread has its own connection; a reply is on disk when :meth:`put` returns, so a killed
+    process loses none that was finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file."""
+        self._path, self._local = Path(path), threading.local()
+        self._open: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._connection() as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS replies (key TEXT, model TEXT, server TEXT, "
+                "request TEXT, response TEXT, created REAL, PRIMARY KEY (key, model, server))"
+            )
+
+    def _connection(self) -> sqlite3.Connection:
+        if not hasattr(self._local, "connection"):
+            connection = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            self._local.connection = connection
+            with self._lock:
+                self._open.append(connection)
+        return self._local.connection
+
+    def put(self, request: Body, response: Body, *, model: str = "", server: str = "") -> str:
+        """Store a reply and return its key; a second reply to the same request replaces it."""
+        key = request_key(request)
+        row = (key, model, server, json.dumps(request), json.dumps(response), time.time())
+        with self._connection() as connection:
+            connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", row)
+        return key
+
+    def get(self, key: str, *, model: str | None = None, server: str | None = None) -> Reply | None:
+        """Return the newest reply, of ``model`` and ``server`` if given, or ``None``."""
+        found = self._rows(
+            "WHERE key = ? AND (? IS NULL OR model = ?) AND (? IS NULL OR server = ?)",
+            (key, model, model, server, server),
+        )
+        return found[-1] if found else None
+
+    def all(self) -> list[Reply]:
+        """Return all replies, oldest first."""
+        return self._rows("", ())
+
+    def _rows(self, where: str, values: tuple) -> list[Reply]:
+        query = f"SELECT key, server, request, response FROM replies {where} ORDER BY created"
+        rows = self._connection().execute(query, values).fetchall()
+        return [
+            Reply(key, json.loads(response), "local store", json.loads(request), server)
+            for key, server, request, response in rows
+        ]
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
+        self._local = threading.local()
+
+    def __enter__(self) -> LocalStore:
+        """Return the store."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the store."""
+        self.close()
+
+
+class PendingRequests:
+    """Requests that found no answer, one JSON line each, every request once."""
+
+    _lock = threading.Lock()
+
+    def __init__(self, path: Path) -> None:
+        """Remember the file; it need not exist."""
+        self._path = Path(path)
+
+    def add(self, body: Body) -> None:
+        """Collect a request unless it is there already."""
+        with self._lock:
+            if request_key(body) in {request_key(one) for one in self.all()}:
+                return
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(body, ensure_ascii=False) + "\n")
+
+    def all(self) -> list[Body]:
+        """Return the requests in their order; a torn last line is left out."""
+        if not self._path.exists():
+            return []
+        bodies = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                bodies.append(json.loads(line))
+        return bodies
+
+
+def export_batch(requests: Iterable[Body], path: Path, model: str) -> int:
+    """Write an OpenAI Batch API input file and return the number of its requests."""
+    unique = {request_key(body): body for body in requests}
+    lines = [
+        json.dumps(
+            {"custom_id": key, "method": "POST", "url": ENDPOINT, "body": {**body, "model": model}},
+            ensure_ascii=False,
+        )
+        for key, body in unique.items()
+    ]
+    Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return len(lines)
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import did; ``failed`` holds pairs of custom id (or line) and reason."""
+
+    imported: int
+    failed: list[tuple[str, str]]
+    unanswered: list[str]
+    unknown: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every request has an answer."""
+        return not (self.failed or self.unanswered)
+
+    def __str__(self) -> str:
+        """Return one line of counts and a line for each failure."""
+        head = (
+            f"{self.imported} imported, {len(self.failed)} failed, "
+            f"{len(self.unanswered)} unanswered, {len(self.unknown)} never asked"
+        )
+        return "\n".join([head, *(f"  {name}: {why}" for name, why in self.failed)])
+
+
+def import_batch(path: Path, requests: Iterable[Body], store: LocalStore) -> ImportReport:
+    """Take a Batch API output file into ``store``; ``requests`` are those that were exported."""
+    asked = {request_key(body): body for body in requests}
+    done: set[str] = set()
+    failed: list[tuple[str, str]] = []
+    unknown: list[str] = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            name = str(record["custom_id"])
+        except (ValueError, KeyError, TypeError):
+            failed.append((f"line {number}", "not a Batch API output line"))
+            continue
+        if name not in asked:
+            unknown.append(name)
+            continue
+        if why := _fault(record):
+            failed.append((name, why))
+            continue
+        response = record["response"]["body"]
+        store.put(asked[name], response, model=str(response.get("model", "")), server="batch")
+        done.add(name)
+    named = done | {name for name, _ in failed}
+    return ImportReport(len(done), failed, [key for key in asked if key not in named], unknown)
+
+
+def _fault(record: Body) -> str:
+    if record.get("error"):
+        error = record["error"]
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    response = record.get("response") or {}
+    status = response.get("status_code")
+    if status != 200:
+        return f"status {status}"
+    try:
+        response["body"]["choices"][0]["message"]
+    except (KeyError, IndexError, TypeError):
+        return "the response holds no message"
+    return ""
