@@ -52,6 +52,4 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("notebooks: kernel and JVM together")
         terminalreporter.write_line(f"{'notebook':28}{'data':8}{'cells':>6}{'s':>7}{'peak MB':>9}")
         for name, which, cells, seconds, peak in NOTEBOOK_RUNS:
-            terminalreporter.write_line(
-                f"{name:28}{which:8}{cells:6}{seconds:7.0f}{peak:9.0f}"
-            )
+            terminalreporter.write_line(f"{name:28}{which:8}{cells:6}{seconds:7.0f}{peak:9.0f}")

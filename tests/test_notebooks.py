@@ -11,8 +11,8 @@ import time
 
 import psutil
 import pytest
-from conftest import NOTEBOOK_RUNS, ROOT
 
+from conftest import NOTEBOOK_RUNS, ROOT
 from helpers.data import locate
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
