@@ -1,0 +1,123 @@
+"""ALS helpers: errors, baseline arithmetic, saved models, the same numbers on any machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import ROOT
+from helpers import als, data
+
+
+@pytest.fixture(scope="module")
+def parts(spark, sample):
+    tables = data.load(spark, sample)
+    return [part.cache() for part in data.split(tables.ratings)]
+
+
+def test_rmse_is_the_formula_and_refuses_gaps(spark):
+    rows = [(4.0, 3.0), (2.0, 2.0), (5.0, 3.0)]
+    table = spark.createDataFrame(rows, "rating double, prediction double")
+    assert als.rmse(table) == pytest.approx(np.sqrt((1 + 0 + 4) / 3))
+    with pytest.raises(ValueError, match="empty"):
+        als.rmse(table.where("rating > 9"))
+    with pytest.raises(ValueError, match="1 of 1 predictions are missing"):
+        als.rmse(spark.createDataFrame([(4.0, float("nan"))], "rating double, prediction double"))
+
+
+def test_the_grid_agrees_with_single_fits_whatever_the_threads(parts):
+    train, validation, test = parts
+    options = {"ranks": (2, 4), "regs": (0.1, 0.4), "max_iter": 3, "progress": False}
+    grid = als.grid_search(train, validation, test, threads=4, **options)
+    alone = als.grid_search(train, validation, test, threads=1, **options)
+    pd.testing.assert_frame_equal(grid.table, alone.table)
+    assert list(grid.rmse) == ["train", "validation", "test"]
+    best = grid.table.loc[grid.table.validation_rmse.idxmin()]
+    assert (grid.rank, grid.reg) == (best["rank"], best["reg"])
+    model = als.make_als(grid.rank, grid.reg, max_iter=3).fit(train)
+    assert als.rmse(model.transform(validation)) == pytest.approx(grid.rmse["validation"])
+    with pytest.raises(ValueError, match="empty"):
+        als.grid_search(train, validation, ranks=())
+
+
+def test_the_bias_baseline_is_the_damped_mean(parts):
+    train, validation, _ = parts
+    rows = train.toPandas()
+    mean = rows.rating.mean()
+    by_movie = (rows.rating - mean).groupby(rows.movieId)
+    movie_bias = by_movie.sum() / (by_movie.count() + 5)
+    left = (rows.rating - mean - rows.movieId.map(movie_bias)).groupby(rows.userId)
+    user_bias = left.sum() / (left.count() + 5)
+    got = als.fit_bias_baseline(train).transform(validation).toPandas()
+    wanted = mean + got.movieId.map(movie_bias).fillna(0) + got.userId.map(user_bias).fillna(0)
+    np.testing.assert_allclose(got.prediction, wanted, atol=1e-5)
+
+
+def test_residual_als_drops_no_row_and_beats_its_baseline(parts):
+    train, validation, _ = parts
+    base = als.fit_bias_baseline(train)
+    got = als.fit_residual_als(train, baseline=base).transform(validation)
+    assert got.count() == validation.count() > als.warm_rows(validation, train).count()
+    assert als.rmse(got) < als.rmse(base.transform(validation))
+    assert got.toPandas().prediction.between(0.5, 5).all()
+
+
+def test_a_damaged_or_foreign_model_is_refitted_with_a_notice(parts, tmp_path):
+    train, _, _ = parts
+    fit = lambda: als.make_als(2, 0.2, max_iter=2).fit(train)  # noqa: E731
+    mark, folder = als.fingerprint(train, rank=2), tmp_path / "m"
+    first, notice = als.load_or_fit(folder, mark, fit)
+    assert "anew" in notice and "no saved model" in notice
+    again, notice = als.load_or_fit(folder, mark, fit)
+    assert notice.startswith("Loaded")
+    np.testing.assert_array_equal(
+        als.factors(first).movie_factors, als.factors(again).movie_factors
+    )
+    with pytest.raises(als.SavedModelError, match="other data or parameters"):
+        als.load_model(folder, als.fingerprint(train, rank=3))
+    next((folder / "model").rglob("*.parquet")).write_bytes(b"x")
+    assert "damaged or missing" in als.load_or_fit(folder, mark, fit)[1]
+    (folder / als.MANIFEST).write_text("{torn")
+    assert "manifest is damaged" in als.load_or_fit(folder, mark, fit)[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_the_fingerprint_follows_rows_not_their_order(parts):
+    train, validation, _ = parts
+    assert als.fingerprint(train) == als.fingerprint(train.orderBy("rating", "movieId", "userId"))
+    assert als.fingerprint(train) != als.fingerprint(validation)
+
+
+SCRIPT = """
+import json
+from helpers import als, candidates, data
+from helpers.spark import get_spark
+dataset = data.locate()
+ratings = data.load(get_spark(), dataset).ratings
+train, validation, test = data.split(ratings)
+model = als.make_als(6, 0.2, max_iter=5).fit(train)
+rows = train.toPandas()
+top = candidates.Recommender(als.factors(model), rows, rows).recommend([12], 10)
+print(json.dumps([[part.count() for part in (train, validation, test)],
+                  als.rmse(model.transform(validation)), top.movieId.tolist()]))
+"""
+
+
+def test_one_two_and_four_cores_give_the_same_numbers():
+    found = []
+    for cores in (1, 2, 4):
+        environment = dict(os.environ, SPARK_MASTER=f"local[{cores}]")
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT,
+            capture_output=True, text=True, timeout=300, check=True,
+        )  # fmt: skip
+        found.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    for other in found[1:]:
+        assert other[0] == found[0][0] and other[2] == found[0][2]
+        assert other[1] == pytest.approx(found[0][1], abs=1e-9)

@@ -1,0 +1,110 @@
+"""Candidates: nothing seen is recommended, remedies do what they say, dead ends are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.als import Factors
+from helpers.candidates import (
+    NoCandidatesError,
+    Recommender,
+    Remedy,
+    disliked,
+    history,
+    liked,
+    popular,
+)
+
+
+@pytest.fixture
+def world():
+    random = np.random.default_rng(0)
+    users, movies = np.array([1, 5, 9]), np.arange(10, 30)
+    factors = Factors(
+        users,
+        movies,
+        random.normal(size=(3, 4)).astype("float32"),
+        random.normal(size=(20, 4)).astype("float32"),
+    )
+    pairs = [(u, m) for u in users for m in random.choice(movies, 8, replace=False)]
+    train = pd.DataFrame(pairs, columns=["userId", "movieId"])
+    return factors, train.assign(rating=random.integers(1, 6, len(train)).astype(float))
+
+
+def test_the_list_is_the_best_unseen_movies(world):
+    factors, train = world
+    got = Recommender(factors, train, train).recommend(n=5)
+    for place, user in enumerate(factors.users):
+        seen = set(train.movieId[train.userId == user])
+        scores = factors.movie_factors @ factors.user_factors[place]
+        wanted = [m for m in factors.movies[np.argsort(-scores)] if m not in seen][:5]
+        mine = got[got.userId == user]
+        assert mine.movieId.tolist() == wanted and mine["rank"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_one_user_gets_the_same_list_as_in_bulk(world):
+    factors, train = world
+    recommender = Recommender(factors, train, train)
+    everyone = recommender.recommend(n=4)
+    alone = recommender.recommend([5], n=4)
+    wanted = everyone[everyone.userId == 5].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, wanted)
+    two = recommender.recommend([9, 1], n=1)
+    assert two.userId.tolist() == [9, 1]
+
+
+def test_ties_go_to_the_lower_id():
+    factors = Factors(np.array([1]), np.arange(5), np.ones((1, 1)), np.ones((5, 1)))
+    train = pd.DataFrame({"userId": [1], "movieId": [0], "rating": [3.0]})
+    assert Recommender(factors, train, train).recommend(n=2).movieId.tolist() == [1, 2]
+
+
+def test_minimum_support_and_shrinkage(world):
+    factors, train = world
+    some = Recommender(factors, train, train, Remedy("m", min_support=2)).recommend(n=3)
+    assert (some.support >= 2).all()
+    plain = Recommender(factors, train, train).scores([5])
+    shrunk = Recommender(factors, train, train, Remedy("s", shrinkage=3)).scores([5])
+    n = train.groupby("movieId").size().reindex(factors.movies, fill_value=0).to_numpy()
+    mean = train.rating[train.userId == 5].mean()
+    free = np.isfinite(plain[0])
+    wanted = mean + n / (n + 3) * (plain[0] - mean)
+    np.testing.assert_allclose(shrunk[0][free], wanted[free], rtol=1e-5)
+
+
+def test_popular_is_by_count_without_the_seen():
+    train = pd.DataFrame({"userId": [1, 2, 3, 1, 2, 3], "movieId": [7, 7, 7, 8, 8, 9]})
+    train["rating"] = 3.0
+    got = popular(train, train, [3, 1], n=2)
+    assert got.loc[got.userId == 3, "movieId"].tolist() == [8]
+    assert got.loc[got.userId == 1, "movieId"].tolist() == [9]
+
+
+def test_dead_ends_are_one_sentence(world):
+    factors, train = world
+    recommender = Recommender(factors, train, train)
+    with pytest.raises(NoCandidatesError, match="User 2 is not in the model"):
+        recommender.recommend([2])
+    everything = pd.DataFrame({"userId": 5, "movieId": factors.movies})
+    with pytest.raises(NoCandidatesError, match="rated already"):
+        Recommender(factors, train, everything).recommend([5])
+    with pytest.raises(ValueError, match="at least one"):
+        recommender.recommend(n=0)
+
+
+def test_history_likes_and_dislikes():
+    movies = pd.DataFrame({"movieId": [1, 2, 3, 4], "title": list("abcd"), "genres": "Drama"})
+    ratings = pd.DataFrame(
+        {"userId": 1, "movieId": [1, 2, 3, 4], "rating": [5, 4, 4, 1.0], "timestamp": [1, 2, 3, 4]}
+    )
+    table = history(ratings, movies, 1)
+    assert table.movieId.tolist() == [1, 3, 2, 4]
+    assert table.deviation.tolist() == [1.5, 0.5, 0.5, -2.5]
+    assert liked(table).movieId.tolist() == [1, 3, 2] and disliked(table).movieId.tolist() == [4]
+    with pytest.raises(NoCandidatesError, match="no rating"):
+        history(ratings, movies, 2)
+    low = history(ratings.assign(rating=[1, 1, 2, 2.5]), movies, 1)
+    with pytest.raises(NoCandidatesError, match="liked none of 4"):
+        liked(low)
