@@ -1,0 +1,129 @@
+"""Conventions that every notebook keeps; each rule is also shown to fail on a bad notebook."""
+
+from __future__ import annotations
+
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TAGS = {"parameters", "setup", "solution", "nbval-ignore-output"}
+SECRET = re.compile(r"sk-[A-Za-z0-9]{16,}|Bearer [A-Za-z0-9]{8,}")
+MACHINE = re.compile(r"/(?:home|Users|root|work|tmp)/|[A-Z]:\\\\|\b\d{1,3}(?:\.\d{1,3}){3}:\d+")
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def faults(notebook, text: str) -> set[str]:
+    """Return the names of the rules that a notebook breaks; ``text`` is the file as stored."""
+    found = set()
+    cells = code(notebook)
+    if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
+        # A cell of comments alone is executed too, so counts have no gaps.
+        found.add("execution counts")
+    for cell in cells:
+        tags = set(cell.metadata.get("tags", []))
+        if not tags <= TAGS:
+            found.add("tags")
+        for output in cell.outputs:
+            if output.output_type == "error":
+                found.add("error output")
+            if output.get("name") == "stderr":
+                found.add("stderr")
+            if "image/png" in output.get("data", {}):
+                alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+                if len(alt.split()) < 5:
+                    found.add("alt text")
+        if re.search(r"^\s*%%time|;\s*$|NBVAL_|sys\.path", cell.source, re.MULTILINE):
+            found.add("cell source")
+        limit = 40 if tags & {"solution", "setup"} else 24
+        if len([line for line in cell.source.splitlines() if line.strip()]) > limit:
+            found.add("cell length")
+    if sum("parameters" in cell.metadata.get("tags", []) for cell in cells) != 1:
+        found.add("parameters cell")
+    first = notebook.cells[0].source
+    needed = ("# ", "You'll do", "You'll learn", "You'll need", "<!--NAV-->")
+    if not all(part in first for part in needed):
+        found.add("opening")
+    markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    if "## Recap" not in markdown or len(re.findall(r"^### Exercise \d", markdown, re.M)) < 2:
+        found.add("closing")
+    if markdown.count("<details><summary>Hint") < 2 or markdown.count("<summary>Solution") < 2:
+        found.add("closing")
+    if re.search(r"!\[\]\(", markdown):
+        found.add("alt text")
+    if SECRET.search(text):
+        found.add("key")
+    if MACHINE.search(text):
+        found.add("machine path")
+    if len(text) > 2_000_000:
+        found.add("size")
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_keeps_the_conventions(path):
+    assert faults(nbformat.read(path, as_version=4), path.read_text(encoding="utf-8")) == set()
+
+
+def test_numbers_have_no_gap():
+    numbers = [int(path.name[:2]) for path in NOTEBOOKS]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= 5
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_between_files_resolve(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", cell.source):
+            if cell.cell_type == "markdown" and not target.startswith("http"):
+                assert (path.parent / target).exists(), target
+
+
+def good() -> nbformat.NotebookNode:
+    opening = "# Do it\n**You'll do** **You'll learn** **You'll need**\n<!--NAV-->"
+    hint = (
+        "<details><summary>Hint</summary></details><details><summary>Solution</summary></details>"
+    )
+    closing = f"## Recap\n### Exercise 1\n{hint}\n### Exercise 2\n{hint}"
+    cell = new_code_cell("X = 1", execution_count=1, metadata={"tags": ["parameters"]})
+    return new_notebook(cells=[new_markdown_cell(opening), cell, new_markdown_cell(closing)])
+
+
+def check(notebook):
+    return faults(notebook, nbformat.writes(notebook))
+
+
+def spoil(name, notebook):
+    cell = notebook.cells[1]
+    image = new_output("display_data", data={"image/png": "x"})
+    changes = {
+        "execution counts": lambda: cell.update(execution_count=None),
+        "tags": lambda: cell.metadata.tags.append("NBVAL_SKIP"),
+        "error output": lambda: cell.outputs.append(new_output("error", ename="E", evalue="")),
+        "stderr": lambda: cell.outputs.append(new_output("stream", name="stderr", text="w")),
+        "alt text": lambda: cell.outputs.append(image),
+        "cell source": lambda: cell.update(source="plot();"),
+        "cell length": lambda: cell.update(source="x = 1\n" * 30),
+        "parameters cell": lambda: cell.metadata.pop("tags"),
+        "opening": lambda: notebook.cells[0].update(source="# Do it"),
+        "closing": lambda: notebook.cells[2].update(source="## Recap"),
+        "key": lambda: cell.update(source="key = 'sk-" + "a" * 20 + "'"),
+        "machine path": lambda: cell.update(source="path = '/home" + "/me'"),
+        "size": lambda: notebook.cells[2].update(source=notebook.cells[2].source + "x" * 2_000_000),
+    }
+    changes[name]()
+    return changes
+
+
+@pytest.mark.parametrize("name", list(spoil("tags", good())))
+def test_each_rule_can_fail(name):
+    assert check(good()) == set()
+    bad = good()
+    spoil(name, bad)
+    assert name in check(bad)
