@@ -71,7 +71,7 @@ def test_residual_als_drops_no_row_and_beats_its_baseline(parts):
 def test_a_damaged_or_foreign_model_is_refitted_with_a_notice(parts, tmp_path):
     train, _, _ = parts
     fit = lambda: als.make_als(2, 0.2, max_iter=2).fit(train)  # noqa: E731
-    mark, folder = als.fingerprint(train, rank=2), tmp_path / "m"
+    mark, folder = als.fingerprint(train, rank=2), tmp_path / "a model (1)"
     first, notice = als.load_or_fit(folder, mark, fit)
     assert "anew" in notice and "no saved model" in notice
     again, notice = als.load_or_fit(folder, mark, fit)
@@ -85,7 +85,7 @@ def test_a_damaged_or_foreign_model_is_refitted_with_a_notice(parts, tmp_path):
     assert "damaged or missing" in als.load_or_fit(folder, mark, fit)[1]
     (folder / als.MANIFEST).write_text("{torn")
     assert "manifest is damaged" in als.load_or_fit(folder, mark, fit)[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a model (1)"]
 
 
 def test_the_fingerprint_follows_rows_not_their_order(parts):

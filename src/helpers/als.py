@@ -320,7 +320,7 @@ def save_model(model: ALSModel, folder: Path, mark: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        model.write().overwrite().save((fresh / "model").as_uri())
+        model.write().overwrite().save(_hadoop(fresh / "model"))
         manifest = {"fingerprint": mark, "files": _hashes(fresh / "model")}
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -352,7 +352,7 @@ def load_model(folder: Path, mark: str) -> ALSModel:
     if files != _hashes(folder / "model"):
         raise SavedModelError("a file of the saved model is damaged or missing")
     try:
-        return ALSModel.load((folder / "model").as_uri())
+        return ALSModel.load(_hadoop(folder / "model"))
     except Exception as error:
         raise SavedModelError(f"Spark could not read the saved model ({error})") from None
 
@@ -369,6 +369,12 @@ def load_or_fit(folder: Path, mark: str, fit: Callable[[], ALSModel]) -> tuple[A
     model = fit()
     save_model(model, folder, mark)
     return model, f"Fitted the model {Path(folder).name} anew: {reason}."
+
+
+def _hadoop(path: Path) -> str:
+    """Return a local path as Hadoop reads it: a scheme, and spaces as they are."""
+    text = path.as_posix()
+    return f"file://{text}" if text.startswith("/") else f"file:///{text}"
 
 
 def _hashes(folder: Path) -> dict[str, str]:
