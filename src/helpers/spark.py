@@ -145,6 +145,10 @@ def _process_options(settings: Settings) -> dict[str, str]:
         # ALS lineage grows with each iteration; the default stack is too small for long runs.
         "spark.driver.extraJavaOptions": (
             "-Xss4m "
+            # A notebook must fit Binder's 2 GB. The default collector lets the heap grow to its
+            # limit, whatever it needs; this one collects first and gives memory back.
+            "-XX:+UseSerialGC -Xmn160m -XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=25 "
+            "-XX:ReservedCodeCacheSize=160m "
             f"-Dlog4j.configurationFile={Path(__file__).with_name('log4j2.properties').as_uri()}"
         ),
     }
