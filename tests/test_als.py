@@ -46,6 +46,19 @@ def test_the_grid_agrees_with_single_fits_whatever_the_threads(parts):
         als.grid_search(train, validation, ranks=())
 
 
+def test_errors_from_collected_factors_are_those_of_spark(parts, monkeypatch):
+    train, validation, _ = parts
+    options = {"ranks": (3,), "regs": (0.1, 0.3), "max_iter": 2, "progress": False}
+    collected = als.grid_search(train, validation, **options)
+    monkeypatch.setattr(als, "COLLECT_ROWS", 10)
+    by_spark = als.grid_search(train, validation, **options)
+    pd.testing.assert_frame_equal(collected.table, by_spark.table, rtol=1e-6)
+    assert validation.count() > als.warm_rows(validation, train).count()  # some rows are dropped
+    foreign = pd.DataFrame({"userId": [-1], "movieId": [1], "rating": [3.0]})
+    with pytest.raises(ValueError, match="at least one"):
+        als._rmse_of(als.factors(collected.model), foreign)
+
+
 def test_the_bias_baseline_is_the_damped_mean(parts):
     train, validation, _ = parts
     rows = train.toPandas()
