@@ -8,6 +8,7 @@ import stat
 import nbformat
 import pandas as pd
 import pytest
+from nbconvert.filters.markdown import markdown2html
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from helpers import cli, doctor
@@ -32,6 +33,7 @@ def test_navigation_links_neighbours_and_is_idempotent(project):
     assert texts == [path.read_text() for path in cli.notebooks(project)]
     first = nbformat.read(cli.notebooks(project)[1], 4).cells[0].source
     assert "(01_a.ipynb)" in first and "(03_c.ipynb)" in first and first.count(cli.NAV) == 1
+    assert markdown2html(first).count("<a href=") == 3
 
 
 def test_execute_saves_clean_outputs(project):

@@ -151,7 +151,8 @@ def navigation(paths: Sequence[Path], index: int) -> str:
     previous = f"[← {paths[index - 1].stem}]({paths[index - 1].name})" if index else "start"
     last = index == len(paths) - 1
     following = "end" if last else f"[{paths[index + 1].stem} →]({paths[index + 1].name})"
-    return f"{NAV}{previous} | [contents](../README.md#the-notebooks) | {following}"
+    # On a line of its own: what follows a comment on its line is not read as Markdown.
+    return f"{NAV}\n\n{previous} | [contents](../README.md#the-notebooks) | {following}"
 
 
 def write_navigation(settings: Settings) -> int:
@@ -161,7 +162,7 @@ def write_navigation(settings: Settings) -> int:
         notebook = nbformat.read(path, as_version=4)
         texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
         for cell in (texts[0], texts[-1]):
-            body = re.sub(rf"\n*{NAV}.*", "", cell.source).rstrip()
+            body = re.sub(rf"\n*{NAV}\n*.*", "", cell.source).rstrip()
             cell.source = f"{body}\n\n{navigation(paths, index)}"
         nbformat.write(notebook, path)
     return 0
