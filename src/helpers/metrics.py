@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,48 @@ def bootstrap_interval(
     means = values[picks].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high), int(values.size))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired comparison over the same users: first minus second.
+
+    ``better`` and ``worse`` count the users for whom the first scores higher and lower; all others
+    tie. ``p_value`` is that of the two-sided sign test over the users who do not tie, 1 if all do.
+    """
+
+    interval: Interval
+    better: int
+    worse: int
+    p_value: float
+
+    def __str__(self) -> str:
+        """Return the difference, its interval, and how many users it rests on."""
+        at = self.interval
+        return (
+            f"{at.mean:+.3f} [{at.low:+.3f}, {at.high:+.3f}]; better for {self.better} users, "
+            f"worse for {self.worse}, equal for {at.users - self.better - self.worse}; "
+            f"sign test p = {self.p_value:.2g}"
+        )
+
+
+def compare(
+    first: pd.Series, second: pd.Series, *, draws: int = 2000, level: float = 0.95, seed: int = 0
+) -> Difference:
+    """Compare per-user scores of two rankers: paired bootstrap (Efron 1979) and sign test.
+
+    Both are indexed by user; the same users must stand in both, in any order.
+
+    Raises:
+        ValueError: the users differ, or there is none.
+    """
+    if not first.index.is_unique or set(first.index) != set(second.index):
+        raise ValueError("A paired comparison needs the same users in both, each once.")
+    delta = first - second.reindex(first.index)
+    better, worse = int((delta > 0).sum()), int((delta < 0).sum())
+    p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
+    interval = bootstrap_interval(delta, draws=draws, level=level, seed=seed)
+    return Difference(interval, better, worse, float(p_value))
 
 
 def coverage(lists: pd.DataFrame, catalogue_size: int) -> float:

@@ -1,0 +1,205 @@
+"""Next-item retrievers made of counting and one matrix inverse, under the leave-one-out protocol.
+
+Each function turns :class:`Interactions` into a score matrix of shape (n_users, n_items), and
+:func:`top_lists` turns that into lists. They are the strong simple rows that notebook 06 puts
+beside ALS and the LLM. References: Sarwar et al. 2001 (item neighbours); Steck 2019,
+"Embarrassingly shallow autoencoders for sparse data" (EASE); Garg et al. 2019 (recency in session
+neighbours); Ferrari Dacrema et al. 2019, on simple methods that published ones must be compared
+with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who interacted with what, in order, as arrays of positions.
+
+    ``users`` and ``items`` are sorted ids of shape (n_users,) and (n_items,). ``row`` and
+    ``column``, of shape (n_interactions,), point into them, sorted by user and then by time.
+    ``age`` is the number of interactions of the same user that came later: 0 is the last one.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    age: np.ndarray
+
+    @classmethod
+    def of(cls, ordered: pd.DataFrame, items: np.ndarray | None = None) -> Interactions:
+        """Index a table with ``userId`` and ``movieId`` whose rows stand in order of time.
+
+        Only the order within a user counts. ``items`` is the catalogue (default: the items that
+        occur), so that two tables can share one numbering.
+
+        Raises:
+            ValueError: the table is empty, or holds an item that is not in ``items``.
+        """
+        if ordered.empty:
+            raise ValueError("There is no interaction.")
+        table = ordered.sort_values("userId", kind="stable")
+        users, row = np.unique(table["userId"].to_numpy(), return_inverse=True)
+        items = np.unique(table["movieId"].to_numpy() if items is None else items)
+        column = np.searchsorted(items, table["movieId"].to_numpy()).clip(max=len(items) - 1)
+        if (items[column] != table["movieId"].to_numpy()).any():
+            raise ValueError("An interaction's movieId is not in the catalogue given.")
+        age = np.bincount(row).cumsum()[row] - 1 - np.arange(len(row))
+        return cls(users, items, row, column, age)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Interactions per item, shape (n_items,)."""
+        return np.bincount(self.column, minlength=len(self.items)).astype(float)
+
+    def matrix(self, weights: np.ndarray | None = None) -> sparse.csr_array:
+        """Return the (n_users, n_items) matrix with ``weights`` (default 1) per interaction."""
+        values = np.ones(len(self.row)) if weights is None else weights
+        shape = (len(self.users), len(self.items))
+        return sparse.csr_array((values, (self.row, self.column)), shape=shape)
+
+    def recent(self, decay: float, last: int | None = None) -> sparse.csr_array:
+        """Return the matrix with weight ``decay ** age``, limited to each user's ``last`` items."""
+        weights = np.power(float(decay), self.age)
+        return self.matrix(weights if last is None else weights * (self.age < last))
+
+
+def popularity(seen: Interactions) -> np.ndarray:
+    """Score every item by its number of interactions, the same for all users."""
+    return np.tile(seen.counts, (len(seen.users), 1))
+
+
+def item_knn(seen: Interactions, *, neighbours: int = 100, shrinkage: float = 50.0) -> np.ndarray:
+    """Score by the cosine between items, damped by ``shrinkage``, over the nearest neighbours.
+
+    cos(i, j) = n_ij / (sqrt(n_i n_j) + shrinkage); an item keeps its ``neighbours`` largest.
+    """
+    x = seen.matrix()
+    similarity = (x.T @ x).toarray()
+    similarity /= np.sqrt(np.outer(seen.counts, seen.counts)) + shrinkage
+    np.fill_diagonal(similarity, 0)
+    if neighbours < len(seen.items):
+        edge = np.partition(similarity, -neighbours, axis=1)[:, -neighbours]
+        similarity[similarity < edge[:, None]] = 0
+    return x @ similarity.T
+
+
+def ease_weights(seen: Interactions, reg: float = 300.0) -> np.ndarray:
+    """Return EASE's item-item weights B, shape (n_items, n_items), with zeros on the diagonal.
+
+    B = -P / diag(P) with P = (X'X + reg I)^-1 (Steck 2019, equation 8), where X is binary.
+
+    Raises:
+        ValueError: ``reg`` is not positive: the matrix may then have no inverse.
+    """
+    if reg <= 0:
+        raise ValueError(f"reg is {reg}; it must be positive.")
+    x = seen.matrix()
+    gram = (x.T @ x).toarray()
+    gram[np.diag_indices_from(gram)] += reg
+    inverse = np.linalg.inv(gram)
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return weights
+
+
+def ease(
+    seen: Interactions, *, reg: float = 300.0, decay: float = 1.0, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Score by EASE; with ``decay`` below 1 an interaction of age a counts ``decay ** a``.
+
+    ``weights`` from :func:`ease_weights` saves the inverse when only ``decay`` changes.
+    """
+    return seen.recent(decay) @ (ease_weights(seen, reg) if weights is None else weights)
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Settings of the transition counts.
+
+    A pair of interactions of one user ``d`` places apart, ``d`` up to ``window``, adds
+    ``gap_decay ** (d - 1)`` to the count from the earlier item to the later one and ``backward``
+    times that to the opposite count. A count towards an item is divided by its number of
+    interactions to the power ``popularity``. A user's score sums the counts from the ``last``
+    items, weighted ``age_decay ** age``.
+    """
+
+    window: int = 10
+    gap_decay: float = 0.8
+    backward: float = 0.5
+    popularity: float = 0.4
+    last: int = 10
+    age_decay: float = 0.8
+
+
+def transition_counts(seen: Interactions, how: Transitions) -> sparse.csr_array:
+    """Return the normalised counts, shape (n_items, n_items), from row item to column item."""
+    size = len(seen.items)
+    total = sparse.csr_array((size, size))
+    for gap in range(1, how.window + 1):
+        same = seen.row[gap:] == seen.row[:-gap]
+        source, target = seen.column[:-gap][same], seen.column[gap:][same]
+        weight = np.full(len(source), how.gap_decay ** (gap - 1))
+        forward = sparse.csr_array((weight, (source, target)), shape=(size, size))
+        total = total + forward + how.backward * forward.T
+    scale = np.power(np.maximum(seen.counts, 1), -how.popularity)
+    return sparse.csr_array(total @ sparse.diags_array(scale))
+
+
+def transitions(seen: Interactions, how: Transitions | None = None) -> np.ndarray:
+    """Score by transition counts from each user's last items; see :class:`Transitions`."""
+    how = how or Transitions()
+    return (seen.recent(how.age_decay, how.last) @ transition_counts(seen, how)).toarray()
+
+
+def blend(parts: Sequence[tuple[float, np.ndarray]]) -> np.ndarray:
+    """Return the weighted sum of score matrices after dividing each user's row by its spread.
+
+    The spread is the standard deviation over the row's finite scores, so that a weight means the
+    same for scores of any size.
+    """
+    total = np.zeros(parts[0][1].shape)
+    for weight, scores in parts:
+        spread = np.std(scores, axis=1, where=np.isfinite(scores), keepdims=True)
+        total += weight * scores / np.where(spread > 0, spread, 1)
+    return total
+
+
+def top_lists(scores: np.ndarray, seen: Interactions, n: int = 20) -> pd.DataFrame:
+    """Return each user's ``n`` best items without those in ``seen``, best first.
+
+    Columns ``userId, rank, movieId, score``. Scores are compared at nine significant digits and
+    ties go to the lower movieId, so that the last bits of a sum decide nothing. A user with fewer
+    than ``n`` items left gets fewer. A score of minus infinity is never listed.
+
+    Raises:
+        ValueError: ``n`` is below 1, or the shape of ``scores`` is not (n_users, n_items).
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; ask for at least one item.")
+    if scores.shape != (len(seen.users), len(seen.items)):
+        raise ValueError(f"scores have shape {scores.shape}, not one per user and item.")
+    scores = np.array(scores, dtype=float)
+    scores[seen.row, seen.column] = -np.inf
+    top = np.max(np.abs(scores), axis=1, where=np.isfinite(scores), initial=0.0, keepdims=True)
+    unit = np.where(top > 0, top, 1) * 1e-9
+    scores = np.round(scores / unit)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :n]
+    best = np.take_along_axis(scores, order, axis=1)
+    user, place = np.nonzero(np.isfinite(best))
+    return pd.DataFrame(
+        {
+            "userId": seen.users[user],
+            "rank": place + 1,
+            "movieId": seen.items[order[user, place]],
+            "score": best[user, place] * unit[user, 0],
+        }
+    )
