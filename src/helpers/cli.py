@@ -52,6 +52,7 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
             notebook,
             timeout=CELL_TIMEOUT_S,
             kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its notice on TCP alarms readers
             resources={"metadata": {"path": str(path.parent)}},
             on_cell_executed=lambda **_: bar.update(),
         )
