@@ -32,8 +32,10 @@ def body(text: str) -> dict:
 
 
 def test_the_key_follows_what_is_asked_and_nothing_else():
-    same = request_key({**body("a"), "model": "x", "temperature": 1, "user": "u", "seed": 3})
+    same = request_key({**body("a"), "model": "x", "temperature": 1, "user": "u"})
     assert same == request_key(body("a"))
+    # A seed asks for another reading of the same prompt.
+    assert len({request_key({**body("a"), **seed}) for seed in ({}, {"seed": 1}, {"seed": 2})}) == 3
     assert request_key(body("a ")) != request_key(body("a"))
     schema = {"type": "object", "properties": {"title": {"type": "string", "title": "T"}}}
     plain = {"type": "object", "properties": {"title": {"type": "string"}}}

@@ -143,8 +143,66 @@ def test_a_blend_does_not_depend_on_the_size_of_scores(seen):
     a, b = sequential.popularity(seen), sequential.ease(seen)
     one = sequential.blend([(1, a), (0.5, b)])
     np.testing.assert_allclose(one, sequential.blend([(1, 1000 * a), (0.5, b / 7)]))
-    flat = sequential.blend([(1, np.zeros_like(a)), (1, b)])  # a row without spread adds nothing
-    np.testing.assert_allclose(flat, sequential.blend([(1, b)]))
+    empty = sequential.blend([(1, np.zeros_like(a)), (1, b)])  # an empty row changes no order
+    np.testing.assert_allclose(empty - np.log(0.01), sequential.blend([(1, b)]))
+    order = sequential.top_lists(b, seen, 3)
+    same = sequential.top_lists(sequential.blend([(2, b)]), seen, 3)
+    assert order.movieId.tolist() == same.movieId.tolist()
+    assert np.isfinite(sequential.blend([(1, np.full_like(a, -np.inf)), (1, b)])).all()
+
+
+def test_a_blend_is_a_geometric_mean():
+    a, b = np.array([[4.0, 2.0, 0.0]]), np.array([[1.0, 10.0, -np.inf]])
+    got = np.exp(sequential.blend([(1, a), (2, b)], floor=0.5))
+    np.testing.assert_allclose(got, [[1.5 * 0.6**2, 1.0 * 1.5**2, 0.5**3]])
+
+
+def test_target_ranks_are_those_of_the_lists(seen):
+    scores = np.round(np.random.default_rng(3).normal(size=(len(seen.users), len(seen.items))))
+    lists = sequential.top_lists(scores, seen, len(seen.items))
+    np.testing.assert_array_equal(sequential.target_ranks(scores, seen, lists), lists["rank"])
+    known = pd.DataFrame({"userId": seen.users[seen.row], "movieId": seen.items[seen.column]})
+    assert np.isinf(sequential.target_ranks(scores, seen, known)).all()
+    with pytest.raises(ValueError, match="not among"):
+        sequential.target_ranks(scores, seen, lists.assign(movieId=10**9))
+    with pytest.raises(ValueError, match="shape"):
+        sequential.target_ranks(scores[:, 1:], seen, lists)
+
+
+def test_factor_scores_leave_out_what_the_model_does_not_know(seen):
+    from helpers.als import Factors
+
+    random = np.random.default_rng(0)
+    users, movies = seen.users[1:], seen.items[:-1]
+    left, right = random.normal(size=(len(users), 2)), random.normal(size=(len(movies), 2))
+    scores = sequential.factor_scores(Factors(users, movies, left, right), seen)
+    assert np.isneginf(scores[0]).all() and np.isneginf(scores[:, -1]).all()
+    np.testing.assert_allclose(scores[1:, :-1], left @ right.T)
+    rare = sequential.factor_scores(Factors(users, movies, left, right), seen, min_support=14)
+    assert (np.isneginf(rare[1]) >= (seen.counts < 14)).all()
+    with pytest.raises(ValueError, match="do not"):
+        sequential.factor_scores(Factors(users + 1, movies, left, right), seen)
+
+
+def test_steps_back_are_what_was_seen_before_each_item():
+    table = ratings("1:1@1 1:2@2 1:3@3 1:4@4 2:1@1 2:3@2")
+    (one, first), (two, second) = sequential.steps_back(table, np.array([1, 2, 3, 4]), steps=2)
+    assert first.movieId.tolist() == [4, 3] and second.movieId.tolist() == [3]
+    assert one.items[one.column].tolist() == [1, 2, 3, 1]
+    assert two.items[two.column].tolist() == [1, 2] and two.users.tolist() == [1]
+    with pytest.raises(ValueError, match="fewer steps"):
+        sequential.steps_back(table, np.array([1, 2, 3, 4]), steps=9)
+
+
+def test_coordinate_search_climbs_and_keeps_a_record():
+    def score(how):
+        return -abs(how.window - 4) - abs(how.backward - 0.5)
+
+    best, tried = sequential.coordinate_search(
+        score, Transitions(window=1, backward=0.1), {"window": (2, 4), "backward": (0.5, 0.9)}
+    )
+    assert (best.window, best.backward) == (4, 0.5)
+    assert tried.score.max() == score(best) == 0 and len(tried) == 1 + 2 + 2 + 1
 
 
 # --- lists ------------------------------------------------------------------------------------

@@ -61,6 +61,22 @@ def per_user(lists: pd.DataFrame, relevant: pd.DataFrame, k: int = 10) -> pd.Dat
     )
 
 
+def score_table(
+    lists: pd.DataFrame, relevant: pd.DataFrame, ks: tuple[int, ...] = (5, 10, 20)
+) -> pd.DataFrame:
+    """Return ``MRR@k``, ``NDCG@k`` and ``Recall@k`` for every user in ``relevant``.
+
+    One row per user, one column per metric and ``k``; see :func:`per_user`. A ``k`` beyond the end
+    of a list counts the list as it is.
+    """
+    columns = {}
+    for k in ks:
+        found = per_user(lists, relevant, k)
+        for name, column in (("MRR", "mrr"), ("NDCG", "ndcg"), ("Recall", "recall")):
+            columns[f"{name}@{k}"] = found[column]
+    return pd.DataFrame(columns)
+
+
 def bootstrap_interval(
     values: np.ndarray | pd.Series, *, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:

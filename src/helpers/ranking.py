@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
+import openai
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from helpers import llm
 
 
 class RankedItem(BaseModel):
@@ -28,6 +34,13 @@ class RankingReply(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     ranking: list[RankedItem]
+
+
+class LetterRanking(BaseModel):
+    """The answer that the evaluation's prompt asks for: letters alone, which cost least."""
+
+    model_config = ConfigDict(extra="forbid")
+    ranking: list[str]
 
 
 @dataclass(frozen=True)
@@ -218,3 +231,77 @@ def blend(retriever: Sequence[int], llm: Sequence[int], weight: float) -> list[i
     return sorted(
         retriever, key=lambda i: (round((1 - weight) * first[i] + weight * second[i], 9), first[i])
     )
+
+
+# --- re-ranking many users' lists -----------------------------------------------------------------
+
+
+def reorder(lists: pd.DataFrame, orders: Mapping[int, Sequence[int]]) -> pd.DataFrame:
+    """Return ``lists`` (``userId, rank, movieId``) in new orders, one per user.
+
+    A user without an order is left out, and so scores zero in :mod:`helpers.metrics`: an answer
+    that failed is not replaced by the retriever's order.
+
+    Raises:
+        ValueError: an order is not a permutation of the user's candidates.
+    """
+    tables = []
+    mine = {user: set(rows) for user, rows in lists.groupby("userId")["movieId"]}
+    for user, order in orders.items():
+        if len(order) != len(set(order)) or set(order) != mine.get(user):
+            raise ValueError(f"The order for user {user} is not one of the candidates, each once.")
+        tables.append(
+            pd.DataFrame({"userId": user, "rank": range(1, len(order) + 1), "movieId": list(order)})
+        )
+    if not tables:
+        return pd.DataFrame({"userId": [], "rank": [], "movieId": []}, dtype=int)
+    return pd.concat(tables, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What came of asking an LLM to rank the candidates of several users.
+
+    ``orders`` holds the order of movieIds for each user with a usable answer, ``failures`` says
+    for each other user what went wrong, and ``repairs`` sums the corrections.
+    """
+
+    orders: dict[int, list[int]]
+    failures: dict[int, str]
+    repairs: int
+
+    @property
+    def unanswered(self) -> int:
+        """Users for whom no reply was stored and no server could be asked."""
+        return sum(why == "no_reply" for why in self.failures.values())
+
+
+def ask_all(
+    client: openai.OpenAI,
+    requests: Mapping[int, tuple[list[int], list[dict[str, str]]]],
+    *,
+    threads: int = 8,
+    **options: Any,
+) -> Asked:
+    """Ask for each user's ranking by letter; ``requests`` maps users to (movieIds shown, messages).
+
+    ``options`` go into every request (``seed`` tells a second reading from the first). A failed or
+    unreadable answer is reported, not repaired by the retriever's order.
+    """
+
+    def one(user: int) -> tuple[int, Ranking, str]:
+        shown, messages = requests[user]
+        outcome = llm.ask(client, messages, schema=LetterRanking, **options)
+        text = outcome.text if outcome.kind in ("ok", "truncated") else None
+        result = read_ranking(text, len(shown))
+        return user, result, outcome.kind if outcome.kind != "ok" else result.why
+
+    orders, failures, repairs = {}, {}, 0
+    with ThreadPoolExecutor(threads) as pool:
+        for user, result, why in pool.map(one, requests):
+            if result.failed:
+                failures[user] = why
+            else:
+                orders[user] = [requests[user][0][position] for position in result.order]
+                repairs += result.repairs.total
+    return Asked(orders, failures, repairs)

@@ -23,9 +23,12 @@ from typing import Any
 Body = dict[str, Any]
 
 ENDPOINT = "/v1/chat/completions"
-CONTENT = ("messages", "input", "response_format", "tools", "tool_choice", "n", "logprobs", "stop")
-"""Fields of a request that decide what is asked; all others (model, temperature, limits, user,
-metadata, seed, stream) are about who answers and how."""
+CONTENT = (
+    "messages", "input", "response_format", "tools", "tool_choice", "n", "logprobs", "stop", "seed",
+)  # fmt: skip
+"""Fields of a request that decide what is asked. Two requests that differ in ``seed`` alone ask for
+two readings of one prompt. All others (model, temperature, limits, user, metadata, stream) are
+about who answers and how."""
 
 SCHEMA_NOTES = {"title", "description", "default", "examples"}
 """Notes in a JSON schema that differ between pydantic versions."""

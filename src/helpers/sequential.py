@@ -10,13 +10,16 @@ with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
+
+from helpers.als import Factors
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,23 @@ class Interactions:
 def popularity(seen: Interactions) -> np.ndarray:
     """Score every item by its number of interactions, the same for all users."""
     return np.tile(seen.counts, (len(seen.users), 1))
+
+
+def factor_scores(factors: Factors, seen: Interactions, min_support: int = 0) -> np.ndarray:
+    """Score by the factors of an ALS model, minus infinity where it has none.
+
+    ``min_support`` also excludes items with fewer interactions.
+    """
+    scores = np.full((len(seen.users), len(seen.items)), -np.inf)
+    users = np.searchsorted(seen.users, factors.users)
+    items = np.searchsorted(seen.items, factors.movies)
+    if (seen.users[users.clip(max=len(seen.users) - 1)] != factors.users).any() or (
+        seen.items[items.clip(max=len(seen.items) - 1)] != factors.movies
+    ).any():
+        raise ValueError("The model knows a user or an item that the interactions do not.")
+    scores[np.ix_(users, items)] = factors.user_factors @ factors.movie_factors.T
+    scores[:, seen.counts < min_support] = -np.inf
+    return scores
 
 
 def item_knn(seen: Interactions, *, neighbours: int = 100, shrinkage: float = 50.0) -> np.ndarray:
@@ -142,14 +162,14 @@ class Transitions:
 
 def transition_counts(seen: Interactions, how: Transitions) -> sparse.csr_array:
     """Return the normalised counts, shape (n_items, n_items), from row item to column item."""
-    size = len(seen.items)
-    total = sparse.csr_array((size, size))
+    size, parts = len(seen.items), []
     for gap in range(1, how.window + 1):
         same = seen.row[gap:] == seen.row[:-gap]
         source, target = seen.column[:-gap][same], seen.column[gap:][same]
-        weight = np.full(len(source), how.gap_decay ** (gap - 1))
-        forward = sparse.csr_array((weight, (source, target)), shape=(size, size))
-        total = total + forward + how.backward * forward.T
+        parts.append((source, target, np.full(len(source), how.gap_decay ** (gap - 1))))
+    source, target, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
+    forward = sparse.csr_array((weight, (source, target)), shape=(size, size))
+    total = forward + how.backward * forward.T
     scale = np.power(np.maximum(seen.counts, 1), -how.popularity)
     return sparse.csr_array(total @ sparse.diags_array(scale))
 
@@ -160,17 +180,111 @@ def transitions(seen: Interactions, how: Transitions | None = None) -> np.ndarra
     return (seen.recent(how.age_decay, how.last) @ transition_counts(seen, how)).toarray()
 
 
-def blend(parts: Sequence[tuple[float, np.ndarray]]) -> np.ndarray:
-    """Return the weighted sum of score matrices after dividing each user's row by its spread.
+def blend(parts: Sequence[tuple[float, np.ndarray]], floor: float = 0.01) -> np.ndarray:
+    """Return the logarithm of the weighted geometric mean of score matrices.
 
-    The spread is the standard deviation over the row's finite scores, so that a weight means the
-    same for scores of any size.
+    Each user's row is divided by its highest score, so that a weight means the same for scores of
+    any size. ``floor`` is added before the logarithm: an item that one part does not know at all is
+    then damped, not ruled out. Scores below zero count as zero. Mask what was seen beforehand
+    (:func:`unseen`), or the highest score is that of a seen item.
     """
     total = np.zeros(parts[0][1].shape)
     for weight, scores in parts:
-        spread = np.std(scores, axis=1, where=np.isfinite(scores), keepdims=True)
-        total += weight * scores / np.where(spread > 0, spread, 1)
+        positive = np.maximum(scores, 0)
+        top = positive.max(axis=1, keepdims=True)
+        total += weight * np.log(positive / np.where(top > 0, top, 1) + floor)
     return total
+
+
+def unseen(scores: np.ndarray, seen: Interactions) -> np.ndarray:
+    """Return a copy of ``scores`` with minus infinity for what each user has seen."""
+    scores = np.array(scores, dtype=float)
+    scores[seen.row, seen.column] = -np.inf
+    return scores
+
+
+def steps_back(
+    known: pd.DataFrame, items: np.ndarray, steps: int = 3
+) -> list[tuple[Interactions, pd.DataFrame]]:
+    """Return what was seen and what came next, 1 to ``steps`` items before the end of ``known``.
+
+    Each is a validation set of its own; the mean over them is less noisy than the last alone. A
+    user with too short a history is left out of a step.
+
+    Raises:
+        ValueError: no user has ``steps`` + 1 interactions.
+    """
+    later = known.groupby("userId").cumcount(ascending=False)
+    earlier = known.groupby("userId").cumcount()
+    pairs = []
+    for step in range(steps):
+        target = known.loc[(later == step) & (earlier > 0)]
+        if target.empty:
+            raise ValueError(f"No user has {step + 2} interactions; take fewer steps.")
+        seen = known.loc[(later > step) & known["userId"].isin(target["userId"])]
+        pairs.append((Interactions.of(seen, items), target))
+    return pairs
+
+
+def coordinate_search(
+    score: Callable[[Any], float], start: Any, choices: Mapping[str, Sequence[Any]], rounds: int = 2
+) -> tuple[Any, pd.DataFrame]:
+    """Improve one field of a data class at a time, until a round changes nothing.
+
+    Returns the best settings and a table of all that was tried, in order: a column per field and
+    ``score``. Only a strictly higher score moves a field, so the order of ``choices`` breaks ties.
+    """
+    best, top = start, score(start)
+    tried = [{**asdict(start), "score": top}]
+    for _ in range(rounds):
+        before = best
+        for name, values in choices.items():
+            for value in values:
+                new = replace(best, **{name: value})
+                if any(row == {**asdict(new), "score": row["score"]} for row in tried):
+                    continue
+                found = score(new)
+                tried.append({**asdict(new), "score": found})
+                if found > top:
+                    best, top = new, found
+        if best == before:
+            break
+    return best, pd.DataFrame(tried)
+
+
+def _in_units(scores: np.ndarray, seen: Interactions) -> tuple[np.ndarray, np.ndarray]:
+    """Mask what was seen and round to nine significant digits of each user's highest score.
+
+    The last bits of a sum, which differ between machines, then decide nothing.
+    """
+    if scores.shape != (len(seen.users), len(seen.items)):
+        raise ValueError(f"scores have shape {scores.shape}, not one per user and item.")
+    scores = unseen(scores, seen)
+    top = np.max(np.abs(scores), axis=1, where=np.isfinite(scores), initial=0.0, keepdims=True)
+    unit = np.where(top > 0, top, 1) * 1e-9
+    return np.round(scores / unit), unit
+
+
+def target_ranks(scores: np.ndarray, seen: Interactions, targets: pd.DataFrame) -> np.ndarray:
+    """Return the rank, from 1, of each row of ``targets`` (``userId, movieId``) among unseen items.
+
+    The rank that :func:`top_lists` would give, without making lists: what a search over settings
+    needs. Infinite where the score is minus infinity.
+
+    Raises:
+        ValueError: a target's user or item is unknown, or the shape of ``scores`` is wrong.
+    """
+    rounded, _ = _in_units(scores, seen)
+    row = np.searchsorted(seen.users, targets["userId"]).clip(max=len(seen.users) - 1)
+    column = np.searchsorted(seen.items, targets["movieId"]).clip(max=len(seen.items) - 1)
+    if (seen.users[row] != targets["userId"]).any() or (
+        seen.items[column] != targets["movieId"]
+    ).any():
+        raise ValueError("A target's userId or movieId is not among the interactions'.")
+    rows, own = rounded[row], rounded[row, column][:, None]
+    earlier = np.arange(len(seen.items)) < column[:, None]
+    ahead = (rows > own).sum(axis=1) + ((rows == own) & earlier).sum(axis=1)
+    return np.where(np.isfinite(own[:, 0]), 1.0 + ahead, np.inf)
 
 
 def top_lists(scores: np.ndarray, seen: Interactions, n: int = 20) -> pd.DataFrame:
@@ -185,13 +299,7 @@ def top_lists(scores: np.ndarray, seen: Interactions, n: int = 20) -> pd.DataFra
     """
     if n < 1:
         raise ValueError(f"n is {n}; ask for at least one item.")
-    if scores.shape != (len(seen.users), len(seen.items)):
-        raise ValueError(f"scores have shape {scores.shape}, not one per user and item.")
-    scores = np.array(scores, dtype=float)
-    scores[seen.row, seen.column] = -np.inf
-    top = np.max(np.abs(scores), axis=1, where=np.isfinite(scores), initial=0.0, keepdims=True)
-    unit = np.where(top > 0, top, 1) * 1e-9
-    scores = np.round(scores / unit)
+    scores, unit = _in_units(scores, seen)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :n]
     best = np.take_along_axis(scores, order, axis=1)
     user, place = np.nonzero(np.isfinite(best))
