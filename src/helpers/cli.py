@@ -87,7 +87,7 @@ def _noise(output: nbformat.NotebookNode) -> bool:
         return True
     # A finished progress bar without its kernel would show its first state for ever.
     text = output.get("data", {}).get("text/plain", "")
-    return bool(re.match(r"[^\n]*\s+0%\|", text))
+    return bool(re.match(r"[^\n]*(\s+0%\||\b0\w+ \[00:00)", text))
 
 
 # --- run ----------------------------------------------------------------------------------------

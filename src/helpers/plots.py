@@ -134,5 +134,23 @@ def intervals(table: pd.DataFrame, *, xlabel: str) -> Figure:
     return figure
 
 
+def scatter(table: pd.DataFrame, *, xlabel: str, ylabel: str, labels: bool = True) -> Figure:
+    """Return the points of ``table`` (``x, y, group``), a colour and a marker per group.
+
+    With ``labels`` each point carries its index entry.
+    """
+    figure, (axes,) = new_axes(height=4.2)
+    styles = zip(PALETTE, "osD^vP", strict=True)
+    for (name, points), (colour, marker) in zip(table.groupby("group"), styles, strict=False):
+        axes.scatter(points["x"], points["y"], color=colour, marker=marker, label=name)
+    if labels:
+        for name, x, y in zip(table.index, table["x"], table["y"], strict=True):
+            axes.annotate(str(name), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if table["group"].nunique() > 1:
+        axes.legend(frameon=False)
+    return figure
+
+
 def _short(text: str, limit: int = 38) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"

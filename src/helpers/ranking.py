@@ -272,8 +272,8 @@ class Asked:
 
     @property
     def unanswered(self) -> int:
-        """Users for whom no reply was stored and no server could be asked."""
-        return sum(why == "no_reply" for why in self.failures.values())
+        """Users whose request was never sent: no reply is stored and no server or budget left."""
+        return sum(why in {"no_reply", "budget"} for why in self.failures.values())
 
 
 def ask_all(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from tqdm.auto import tqdm
 
 from helpers.als import Factors
 
@@ -227,29 +228,33 @@ def steps_back(
 
 
 def coordinate_search(
-    score: Callable[[Any], float], start: Any, choices: Mapping[str, Sequence[Any]], rounds: int = 2
+    score: Callable[[Any], float],
+    start: Any,
+    choices: Mapping[str, Sequence[Any]],
+    rounds: int = 2,
+    progress: str | None = None,
 ) -> tuple[Any, pd.DataFrame]:
     """Improve one field of a data class at a time, until a round changes nothing.
 
     Returns the best settings and a table of all that was tried, in order: a column per field and
     ``score``. Only a strictly higher score moves a field, so the order of ``choices`` breaks ties.
+    ``progress`` names a bar that counts the settings tried.
     """
-    best, top = start, score(start)
-    tried = [{**asdict(start), "score": top}]
-    for _ in range(rounds):
-        before = best
-        for name, values in choices.items():
-            for value in values:
-                new = replace(best, **{name: value})
-                if any(row == {**asdict(new), "score": row["score"]} for row in tried):
-                    continue
-                found = score(new)
-                tried.append({**asdict(new), "score": found})
-                if found > top:
-                    best, top = new, found
-        if best == before:
-            break
-    return best, pd.DataFrame(tried)
+    found = {start: score(start)}  # a frozen data class can be a key
+    best = start
+    with tqdm(desc=progress, unit="setting", disable=progress is None) as bar:
+        for _ in range(rounds):
+            before = best
+            for name, values in choices.items():
+                for value in values:
+                    new = replace(best, **{name: value})
+                    if new not in found:
+                        found[new] = score(new)
+                        bar.update()
+                        best = new if found[new] > found[best] else best
+            if best == before:
+                break
+    return best, pd.DataFrame([{**asdict(how), "score": value} for how, value in found.items()])
 
 
 def _in_units(scores: np.ndarray, seen: Interactions) -> tuple[np.ndarray, np.ndarray]:
