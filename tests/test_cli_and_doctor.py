@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import stat
+import subprocess
+import sys
 
 import nbformat
 import pandas as pd
@@ -247,3 +250,46 @@ def test_settings_refuse_nonsense():
     }.items():
         with pytest.raises(SettingsError, match=name):
             Settings.from_env({name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "WARNING: an error\nInvalid maximum heap size: -Xmx1zz\nError: no JVM.",
+            "Invalid maximum",
+        ),
+        ("Error occurred during initialization of VM\nCould not reserve enough space", "Could not"),
+        (
+            'Exception in thread "main" X: bad master\n\tat a.Exception(b.java)',
+            'Exception in thread "',
+        ),
+        ("nothing told", ""),
+    ],
+)
+def test_the_reason_of_a_failed_start_is_found(text, reason):
+    found = spark_module.start_fault(text)
+    assert found.startswith(reason) and bool(found) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("SPARK_DRIVER_MEMORY", "1zz", "Invalid maximum heap size"),
+        ("SPARK_DRIVER_MEMORY", "900000g", "Could not reserve enough space"),
+        ("SPARK_MASTER", "lokal", "Master must"),
+    ],
+)
+def test_a_failed_start_is_one_sentence_and_no_gateway_error(tmp_path, variable, value, reason):
+    script = (
+        "from helpers.spark import SparkStartError, get_spark\n"
+        "try:\n    get_spark()\nexcept SparkStartError as error:\n    print(error)\n"
+    )
+    environment = dict(os.environ, HELPERS_HOME=str(tmp_path)) | {variable: value}
+    (tmp_path / "data" / "sample").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    (line,) = done.stdout.splitlines()
+    assert reason in line and variable in line
+    assert "GATEWAY" not in done.stdout + done.stderr
