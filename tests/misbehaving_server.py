@@ -34,6 +34,8 @@ class Handler(BaseHTTPRequestHandler):
         kind, value = step if isinstance(step, tuple) else (step, None)
         if kind == "status":
             self._send(value, {"error": {"message": "no"}}, {"Retry-After": "0.05"})
+        elif kind == "limited":
+            self._send(429, {"error": {"message": "no"}}, {"Retry-After": value})
         elif kind == "sleep":
             time.sleep(value)
             with contextlib.suppress(OSError):

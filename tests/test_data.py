@@ -291,7 +291,13 @@ def test_a_verified_folder_keeps_its_name_whatever_it_is_called(home, folder, mo
     assert found.describe() == (
         "Data: ml-latest-small, verified by SHA-256 (found by MOVIELENS_DIR)"
     )
-    spoil(folder, "ratings.csv", ",4.0,", ",4.5,")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_change_in_any_of_the_four_files_is_not_verified(home, folder, monkeypatch, name):
+    monkeypatch.setattr(data, "SHA256", checksums())
+    with (folder / name).open("a", encoding="utf-8") as file:
+        file.write("\n")
     assert not locate(dataclasses.replace(home, movielens_dir=folder)).verified
 
 
@@ -417,9 +423,12 @@ def test_no_zip_at_all(server, target):
 def test_damaged_bytes_in_the_archive(server, target):
     """Whatever byte is wrong, the outcome is an error of ours or the right files."""
     whole = archive()
-    for position in range(0, len(whole), 7):
+    # Every 7th byte whole, and bit by bit the second file's flags, one of which says "encrypted".
+    flags = whole.index(b"PK\x01\x02", whole.index(b"PK\x01\x02") + 4) + 8
+    spoiled = [(position, 0xFF) for position in range(0, len(whole), 7)]
+    for position, bits in spoiled + [(flags, 1 << bit) for bit in range(8)]:
         damaged = bytearray(whole)
-        damaged[position] ^= 0xFF
+        damaged[position] ^= bits
         server.bodies = [bytes(damaged)]
         try:
             download(target, url=server.url, checksums=checksums())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from conftest import ROOT
+from helpers.spark import SUPPORTED_JAVA
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -22,6 +25,19 @@ DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
 def test_the_lock_satisfies_every_requirement(requirement):
     pins = re.findall(rf"^{re.escape(requirement.name)}==([^\s;\\]+)", LOCK, re.MULTILINE)
     assert pins and all(requirement.specifier.contains(pin) for pin in pins)
+
+
+def test_every_import_of_the_package_is_declared():
+    """What comes along with another package today may not come along tomorrow."""
+    imported = set()
+    for path in (ROOT / "src" / "helpers").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    foreign = {name.lower() for name in imported - set(sys.stdlib_module_names) - {"helpers"}}
+    assert {"pyspark", "openai"} <= foreign <= {requirement.name for requirement in CORE}
 
 
 def test_every_pin_has_a_hash():
@@ -51,11 +67,25 @@ def test_conda_brings_python_and_java_and_the_same_lock():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     listed = environment["dependencies"]
     plain = dict(item.split("=") for item in listed if isinstance(item, str) and "=" in item)
-    assert plain["openjdk"] in {"17", "21"}
+    assert int(plain["openjdk"]) in SUPPORTED_JAVA
     floor = Requirement("x" + PROJECT["requires-python"]).specifier
     assert floor.contains(plain["python"] + ".0")
     (pip,) = [item["pip"] for item in listed if isinstance(item, dict)]
-    assert "-r requirements.lock" in pip
+    assert pip == ["--require-hashes", "-r requirements.lock"]
+    names = {item if isinstance(item, str) else "pip" for item in listed}
+    assert {name.split("=")[0] for name in names} == {"python", "openjdk", "make", "pip"}
+
+
+def test_ci_and_the_lock_use_versions_that_the_project_allows():
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    (job,) = yaml.safe_load(text)["jobs"].values()
+    floor = Requirement("x" + PROJECT["requires-python"]).specifier
+    pythons = job["strategy"]["matrix"]["python"]
+    assert pythons and all(floor.contains(f"{version}.0") for version in pythons)
+    (java,) = [step["with"] for step in job["steps"] if "setup-java" in step.get("uses", "")]
+    assert int(java["java-version"]) in SUPPORTED_JAVA
+    lowest = re.search(r"--python-version (\S+)", (ROOT / "Makefile").read_text())[1]
+    assert f">={lowest}" == PROJECT["requires-python"]
 
 
 @pytest.mark.parametrize(

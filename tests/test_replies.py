@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 from misbehaving_server import completion
@@ -80,6 +81,32 @@ def test_a_kill_loses_no_finished_reply(tmp_path):
     with LocalStore(tmp_path / "r.sqlite") as store:
         assert all(store.get(request_key(body(str(n)))) for n in range(done - 1))
         assert len(store.all()) >= done - 1
+        mode = store._connection().execute("PRAGMA journal_mode").fetchone()
+        assert mode == ("wal",)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_kill_while_the_committed_file_is_written_leaves_the_old_or_the_new_one(tmp_path):
+    path = tmp_path / "x.jsonl"
+    old = [Reply(request_key(body(str(n))), completion("x"), "", body(str(n))) for n in range(300)]
+    write_jsonl(old, path)
+    script = (
+        "from pathlib import Path\nfrom helpers.replies import read_jsonl, write_jsonl\n"
+        f"path = Path({str(path)!r})\n"
+        "replies = list(read_jsonl(path))\n"
+        "while True:\n"
+        "    write_jsonl(replies, path)\n"
+        "    print('again', flush=True)\n"
+    )
+    for pause in (0.0, 0.003, 0.007):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT)
+        process.stdout.readline()
+        time.sleep(pause)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a corrupt line would warn
+            assert len(CommittedStore(tmp_path).all()) == 300
 
 
 def test_a_corrupt_line_is_skipped_and_named(tmp_path):
@@ -102,6 +129,23 @@ def test_pending_requests_are_kept_once(tmp_path):
     for text in "aba":
         pending.add(body(text))
     assert pending.all() == [body("a"), body("b")]
+
+
+def test_a_torn_pending_line_costs_no_other_request(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(body("a")) + '\n{"messages": [{"ro')
+    PendingRequests(path).add(body("b"))
+    assert PendingRequests(path).all() == [body("a"), body("b")]
+
+
+def test_any_character_survives_in_a_pending_request(tmp_path):
+    texts = ["next\u0085line", "line\u2028separator", "Amélie", "half \ud83d of a pair"]
+    pending = PendingRequests(tmp_path / "p.jsonl")
+    for text in texts:
+        pending.add(body(text))
+    assert pending.all() == [body(text) for text in texts]
+    assert export_batch(pending.all(), tmp_path / "in.jsonl", "m") == len(texts)
+    assert len((tmp_path / "in.jsonl").read_bytes().splitlines()) == len(texts)
 
 
 def test_batch_files_go_out_and_come_back_with_every_fault_reported(tmp_path):
@@ -128,6 +172,7 @@ def test_batch_files_go_out_and_come_back_with_every_fault_reported(tmp_path):
         keys[1]: "status 500", keys[2]: "expired", "line 5": "not a Batch API output line"
     }  # fmt: skip
     assert report.unanswered == [keys[3]] and report.unknown == ["stranger"]
+    assert all(name in str(report) for name in (keys[1], "expired", "line 5", keys[3]))
 
 
 def test_the_newest_reply_wins(tmp_path):

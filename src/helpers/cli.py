@@ -21,7 +21,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from tqdm import tqdm
 
 from helpers import data, replies
-from helpers.settings import Settings
+from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
 
 CORE = ("01", "02", "03", "04", "05")
@@ -171,13 +171,17 @@ def write_navigation(settings: Settings) -> int:
 
 def batch(settings: Settings, action: str, file: Path) -> int:
     """Export requests that found no answer, or import a Batch API output file."""
-    pending = replies.PendingRequests(settings.cache_dir / "pending.jsonl")
-    if action == "export":
-        count = replies.export_batch(pending.all(), file, settings.llm_model or "MODEL")
-        print(f"{count} requests written to {file}.")
-        return 0
+    noted = replies.PendingRequests(settings.cache_dir / "pending.jsonl").all()
+    committed = replies.CommittedStore(settings.replies_dir)
+    pending = [body for body in noted if committed.get(replies.request_key(body)) is None]
     with replies.LocalStore(settings.cache_dir / "replies.sqlite") as store:
-        report = replies.import_batch(file, pending.all(), store)
+        if action == "export":
+            # A request stays noted after its answer came; it must not be sent and paid again.
+            pending = [body for body in pending if store.get(replies.request_key(body)) is None]
+            count = replies.export_batch(pending, file, settings.llm_model or "MODEL")
+            print(f"{count} requests written to {file}.")
+            return 0
+        report = replies.import_batch(file, pending, store)
     print(report)
     return 0 if report.complete else 1
 
@@ -197,7 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     three.add_argument("action", choices=["export", "import"])
     three.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
-    settings = Settings.from_env()
+    try:
+        settings = Settings.from_env()
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 1
     if options.command == "run":
         return run(settings, options.first, options.last, options.output)
     if options.command == "execute":

@@ -95,7 +95,7 @@ class DataError(ValueError):
 class Dataset:
     """A folder with the four CSV files, and how it was found.
 
-    ``verified`` means that ratings.csv and movies.csv have the SHA-256 of ml-latest-small;
+    ``verified`` means that all four files have the SHA-256 of ml-latest-small;
     ``note`` says why the sample is used.
     """
 
@@ -179,7 +179,7 @@ def _dataset(folder: Path, source: str, note: str = "") -> Dataset:
             )
     simulated = (folder / "SIMULATED").exists()
     verified = not simulated and all(
-        sha256(folder / name) == SHA256[name] for name in ("ratings.csv", "movies.csv")
+        sha256(folder / name) == wanted for name, wanted in SHA256.items()
     )
     name = "sample (simulated)" if simulated else NAME if verified else folder.resolve().name
     return Dataset(folder, name, source, simulated, verified, note)
@@ -275,7 +275,8 @@ def _unpack(archive: Path, folder: Path, checksums: dict[str, str]) -> None:
                     raise DownloadError(f"The archive lacks {name}.")
                 with bundle.open(members[name]) as source, (folder / name).open("wb") as out:
                     shutil.copyfileobj(source, out)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        # RuntimeError: encrypted, or an unknown way to compress (NotImplementedError).
         raise DownloadError(f"The archive is damaged: {error}.") from None
     _verify(folder, checksums)
 

@@ -225,10 +225,16 @@ def _usable(response: httpx2.Response) -> Body | None:
         return None
     try:
         body = response.json()
-        usable = bool(body["choices"] if "choices" in body else body["data"])
-    except (ValueError, KeyError, TypeError):
+        if "choices" in body:
+            return body if _well_formed(body["choices"][0]["message"]) else None
+        return body if body["data"] else None
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
-    return body if usable else None
+
+
+def _well_formed(message: Body) -> bool:
+    # The SDK lets a message of any shape through.
+    return message.get("content") is None or isinstance(message["content"], str)
 
 
 def is_live(settings: Settings) -> bool:
@@ -324,6 +330,7 @@ def ask(
         response = client.chat.completions.create(messages=messages, **options)
         choice = response.choices[0]
         message = choice.message
+        text = (message.content or "").strip()
     except NoReply as error:
         return Outcome(None, "no_reply", str(error))
     except BudgetExceeded as error:
@@ -345,6 +352,6 @@ def ask(
         return Outcome(None, "refusal", "the LLM refused", response)
     if choice.finish_reason == "length":
         return Outcome(message.content, "truncated", "the answer was cut at its limit", response)
-    if not (message.content or "").strip():
+    if not text:
         return Outcome(None, "empty", "the answer is empty", response)
     return Outcome(message.content, "ok", "", response)

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Body = dict[str, Any]
 
@@ -224,18 +224,28 @@ class PendingRequests:
             if request_key(body) in {request_key(one) for one in self.all()}:
                 return
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(body, ensure_ascii=False) + "\n")
+            with self._path.open("ab+") as file:
+                # After a kill the last line may be torn; what comes next must not join it.
+                start = b"\n" if _ends_torn(file) else b""
+                file.write(start + json.dumps(body).encode() + b"\n")
 
     def all(self) -> list[Body]:
-        """Return the requests in their order; a torn last line is left out."""
+        """Return the requests in their order; a line torn by a kill is left out."""
         if not self._path.exists():
             return []
         bodies = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        # As bytes: text would also be cut at U+2028 and other characters that JSON keeps.
+        for line in self._path.read_bytes().splitlines():
             with contextlib.suppress(ValueError):
                 bodies.append(json.loads(line))
         return bodies
+
+
+def _ends_torn(file: IO[bytes]) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def export_batch(requests: Iterable[Body], path: Path, model: str) -> int:
@@ -243,8 +253,7 @@ def export_batch(requests: Iterable[Body], path: Path, model: str) -> int:
     unique = {request_key(body): body for body in requests}
     lines = [
         json.dumps(
-            {"custom_id": key, "method": "POST", "url": ENDPOINT, "body": {**body, "model": model}},
-            ensure_ascii=False,
+            {"custom_id": key, "method": "POST", "url": ENDPOINT, "body": {**body, "model": model}}
         )
         for key, body in unique.items()
     ]
@@ -267,12 +276,13 @@ class ImportReport:
         return not (self.failed or self.unanswered)
 
     def __str__(self) -> str:
-        """Return one line of counts and a line for each failure."""
+        """Return one line of counts and a line for each request that is still open."""
         head = (
             f"{self.imported} imported, {len(self.failed)} failed, "
             f"{len(self.unanswered)} unanswered, {len(self.unknown)} never asked"
         )
-        return "\n".join([head, *(f"  {name}: {why}" for name, why in self.failed)])
+        open_ones = [*self.failed, *((key, "unanswered") for key in self.unanswered)]
+        return "\n".join([head, *(f"  {name}: {why}" for name, why in open_ones)])
 
 
 def import_batch(path: Path, requests: Iterable[Body], store: LocalStore) -> ImportReport:
@@ -300,7 +310,9 @@ def import_batch(path: Path, requests: Iterable[Body], store: LocalStore) -> Imp
         store.put(asked[name], response, model=str(response.get("model", "")), server="batch")
         done.add(name)
     named = done | {name for name, _ in failed}
-    return ImportReport(len(done), failed, [key for key in asked if key not in named], unknown)
+    # An earlier import may have answered the rest.
+    unanswered = [key for key in asked if key not in named and store.get(key) is None]
+    return ImportReport(len(done), failed, unanswered, unknown)
 
 
 def _fault(record: Body) -> str:

@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
 
     Raises:
         JavaError: Java is missing or unsuitable.
-        SparkStartError: the session did not start; the message holds Spark's own last line.
+        SparkStartError: the session did not start; the message holds the JVM's own reason.
     """
     settings = settings or Settings.from_env()
     builder = SparkSession.builder.appName("llm-recommenders")
@@ -115,11 +116,20 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
         builder = builder.config(key, value)
     log = settings.cache_dir / "spark.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    known = log.stat().st_size if log.exists() else 0
     try:
-        with _stderr_to(log):
+        with _output_to(log):
             session = builder.master(settings.spark_master).getOrCreate()
     except Exception as error:
-        raise SparkStartError(f"Spark did not start: {_last_line(log) or error}") from None
+        with log.open("rb") as file:
+            file.seek(known)  # earlier starts wrote there too
+            text = file.read().decode("utf-8", errors="replace")
+        # PySpark's own text for a JVM that ended, JAVA_GATEWAY_EXITED, gives no reason.
+        why = start_fault(text) or ("its JVM ended" if "GATEWAY" in str(error) else error)
+        raise SparkStartError(
+            f"Spark did not start: {why}; check SPARK_MASTER and SPARK_DRIVER_MEMORY, the rest is "
+            f"in {log.name} in data/cache."
+        ) from None
     return session
 
 
@@ -159,21 +169,33 @@ def _process_options(settings: Settings) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _stderr_to(log: Path) -> Iterator[None]:
-    """Point file descriptor 2 at ``log`` while the JVM starts, which then keeps it.
+def _output_to(log: Path) -> Iterator[None]:
+    """Point file descriptors 1 and 2 at ``log`` while the JVM starts, which then keeps them.
 
-    The JVM writes to the descriptor itself; Python's ``redirect_stderr`` does not reach it.
+    The JVM writes to the descriptors itself (a failed start to 1, warnings to 2); Python's
+    ``redirect_stderr`` does not reach them.
     """
-    saved = os.dup(2)
+    sys.stdout.flush()
+    saved = [(number, os.dup(number)) for number in (1, 2)]
     try:
         with log.open("ab") as target:
-            os.dup2(target.fileno(), 2)
+            for number, _ in saved:
+                os.dup2(target.fileno(), number)
             yield
     finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+        for number, copy in saved:
+            os.dup2(copy, number)
+            os.close(copy)
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    return lines[-1].strip() if lines else ""
+def start_fault(text: str) -> str:
+    """Return the line of a JVM's output that says why it did not start, or an empty string.
+
+    The last lines of a Java error are frames of its stack, the first ones warnings.
+    """
+    told = r"invalid|exception|could not|cannot|error"
+    lines = [line.strip() for line in text.splitlines() if not re.match(r"\s+at |WARNING", line)]
+    lines = [line for line in lines if re.search(told, line, re.IGNORECASE)]
+    # "Error occurred during initialization" announces the reason, which is on the next line.
+    reasons = [line for line in lines if not line.startswith("Error occurred during")]
+    return reasons[0].rstrip(".") if reasons else ""
