@@ -128,6 +128,21 @@ def test_ease_solves_its_regression(seen):
         sequential.ease_weights(seen, 0)
 
 
+def test_ease_is_the_same_with_fewer_users_than_items(seen):
+    few = Interactions.of(
+        pd.DataFrame({"userId": seen.users[seen.row], "movieId": seen.items[seen.column]}).loc[
+            lambda t: t.userId <= seen.users[4]
+        ],
+        seen.items,
+    )
+    assert len(few.users) < len(few.items) <= len(seen.users)
+    x = few.matrix().toarray()
+    inverse = np.linalg.inv(x.T @ x + 3 * np.eye(len(few.items)))
+    wanted = inverse / -np.diag(inverse)
+    np.fill_diagonal(wanted, 0)
+    np.testing.assert_allclose(sequential.ease_weights(few, 3.0), wanted, atol=1e-12)
+
+
 def test_item_knn_is_a_damped_cosine(seen):
     x = seen.matrix().toarray()
     both = x.T @ x

@@ -116,7 +116,9 @@ def item_knn(seen: Interactions, *, neighbours: int = 100, shrinkage: float = 50
 def ease_weights(seen: Interactions, reg: float = 300.0) -> np.ndarray:
     """Return EASE's item-item weights B, shape (n_items, n_items), with zeros on the diagonal.
 
-    B = -P / diag(P) with P = (X'X + reg I)^-1 (Steck 2019, equation 8), where X is binary.
+    B = -P / diag(P) with P = (X'X + reg I)^-1 (Steck 2019, equation 8), where X is binary. With
+    fewer users than items P comes from the smaller matrix of users, by the identity of Woodbury
+    1950: P = (I - X'(XX' + reg I)^-1 X) / reg.
 
     Raises:
         ValueError: ``reg`` is not positive: the matrix may then have no inverse.
@@ -124,9 +126,12 @@ def ease_weights(seen: Interactions, reg: float = 300.0) -> np.ndarray:
     if reg <= 0:
         raise ValueError(f"reg is {reg}; it must be positive.")
     x = seen.matrix()
-    gram = (x.T @ x).toarray()
-    gram[np.diag_indices_from(gram)] += reg
-    inverse = np.linalg.inv(gram)
+    if len(seen.users) < len(seen.items):
+        inner = np.linalg.solve((x @ x.T).toarray() + reg * np.eye(len(seen.users)), x.toarray())
+        inverse = (x.T @ inner) / -reg
+        inverse[np.diag_indices_from(inverse)] += 1 / reg
+    else:
+        inverse = np.linalg.inv((x.T @ x).toarray() + reg * np.eye(len(seen.items)))
     weights = inverse / -np.diag(inverse)
     np.fill_diagonal(weights, 0)
     return weights
