@@ -2,7 +2,7 @@
 
 ``run`` executes the core notebooks top to bottom and prints the ranked list; ``execute`` runs
 notebooks in place and saves clean outputs (for authors); ``nav`` writes the navigation bars;
-``batch`` exports unanswered LLM requests and imports the answers.
+``batch`` exports unanswered LLM requests, imports the answers, and keeps them as JSON Lines.
 """
 
 from __future__ import annotations
@@ -170,7 +170,10 @@ def write_navigation(settings: Settings) -> int:
 
 
 def batch(settings: Settings, action: str, file: Path) -> int:
-    """Export requests that found no answer, or import a Batch API output file."""
+    """Export requests that found no answer, import a Batch API output file, or keep replies.
+
+    ``keep`` writes the local store's replies that are not committed yet to a JSON Lines file.
+    """
     noted = replies.PendingRequests(settings.cache_dir / "pending.jsonl").all()
     committed = replies.CommittedStore(settings.replies_dir)
     pending = [body for body in noted if committed.get(replies.request_key(body)) is None]
@@ -180,6 +183,10 @@ def batch(settings: Settings, action: str, file: Path) -> int:
             pending = [body for body in pending if store.get(replies.request_key(body)) is None]
             count = replies.export_batch(pending, file, settings.llm_model or "MODEL")
             print(f"{count} requests written to {file}.")
+            return 0
+        if action == "keep":
+            fresh = [reply for reply in store.all() if committed.get(reply.key) is None]
+            print(f"{replies.write_jsonl(fresh, file)} replies written to {file}.")
             return 0
         report = replies.import_batch(file, pending, store)
     print(report)
@@ -198,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two.add_argument("names", nargs="*", help="beginnings of names, e.g. 02")
     commands.add_parser("nav", help="write the navigation bars")
     three = commands.add_parser("batch", help="record LLM replies in bulk")
-    three.add_argument("action", choices=["export", "import"])
+    three.add_argument("action", choices=["export", "import", "keep"])
     three.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
     try:

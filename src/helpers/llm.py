@@ -309,6 +309,13 @@ class Outcome:
     response: ChatCompletion | None = None
 
 
+def response_format(schema: type) -> Body:
+    """Return the ``response_format`` that the SDK's ``parse`` sends for a pydantic model."""
+    from openai.lib._parsing._completions import type_to_response_format_param
+
+    return type_to_response_format_param(schema)
+
+
 def ask(
     client: openai.OpenAI,
     messages: list[dict[str, str]],
@@ -322,9 +329,7 @@ def ask(
     malformed, refusal, truncated, empty.
     """
     if schema is not None:
-        from openai.lib._parsing._completions import type_to_response_format_param
-
-        options["response_format"] = type_to_response_format_param(schema)
+        options["response_format"] = response_format(schema)
     options.setdefault("model", model())
     try:
         response = client.chat.completions.create(messages=messages, **options)
