@@ -20,7 +20,7 @@ from helpers.spark import get_spark
 SEED, TOP_K = 0, 10  # as in the notebooks
 
 REAL_USERS = (12, 9, 30, 55, 285, 343, 430, 450, 460, 519, 546)
-"""User 12 and ten drawn at random among those with 25 to 90 ratings."""
+"""User 12 and ten more with 25 to 90 ratings, fixed before any reply was seen."""
 
 SAMPLE_USERS = (12, 3, 41, 77, 98, 140)
 """User 12 and five more of the simulated sample."""

@@ -1,7 +1,8 @@
-"""Commands of the course: ``python -m helpers.cli run | execute | nav | batch``.
+"""Commands of the course: ``python -m helpers.cli run | execute | nav | table | batch``.
 
 ``run`` executes the core notebooks top to bottom and prints the ranked list; ``execute`` runs
-notebooks in place and saves clean outputs (for authors); ``nav`` writes the navigation bars;
+notebooks in place and saves clean outputs (for authors); ``nav`` writes the navigation bars and
+``table`` the README's table of results;
 ``batch`` exports unanswered LLM requests, imports the answers, and keeps them as JSON Lines.
 """
 
@@ -169,6 +170,51 @@ def write_navigation(settings: Settings) -> int:
     return 0
 
 
+TABLE = "<!--EVALUATION-->"
+
+
+def evaluation_table(rows: pd.DataFrame) -> str:
+    """Return the Markdown table of ``data/results/06_evaluation.csv`` that the README shows.
+
+    A row per retriever and ranker, with the 95 % interval in brackets where there is one.
+    """
+    metrics = ["NDCG@10", "Recall@10", "Recall@20"]
+
+    def cell(retriever: str, ranker: str, metric: str) -> str:
+        mine = (rows["retriever"] == retriever) & (rows["ranker"] == ranker)
+        found = rows.loc[mine & (rows["metric"] == metric)]
+        if found.empty:
+            return ""
+        one = found.iloc[0]
+        interval = "" if pd.isna(one["low"]) else f" [{one['low']:.3f}, {one['high']:.3f}]"
+        return f"{one['value']:.3f}{interval}"
+
+    lines = [f"| retriever | ranker | {' | '.join(metrics)} |", "| --- | --- | --- | --- | --- |"]
+    for retriever, ranker in (
+        rows[["retriever", "ranker"]].drop_duplicates().itertuples(index=False)
+    ):
+        cells = [cell(retriever, ranker, metric) for metric in metrics]
+        lines.append(f"| {retriever} | {ranker} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_table(settings: Settings) -> int:
+    """Put the table between its two marks in the README; running twice is safe.
+
+    Raises:
+        ValueError: the README lacks the marks.
+    """
+    readme = settings.root / "README.md"
+    parts = readme.read_text(encoding="utf-8").split(TABLE)
+    if len(parts) != 3:
+        raise ValueError(f"README.md needs the mark {TABLE} before and after the table.")
+    parts[1] = (
+        f"\n\n{evaluation_table(pd.read_csv(settings.results_dir / '06_evaluation.csv'))}\n\n"
+    )
+    readme.write_text(TABLE.join(parts), encoding="utf-8")
+    return 0
+
+
 def batch(settings: Settings, action: str, file: Path) -> int:
     """Export requests that found no answer, import a Batch API output file, or keep replies.
 
@@ -204,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two = commands.add_parser("execute", help="run notebooks in place, for authors")
     two.add_argument("names", nargs="*", help="beginnings of names, e.g. 02")
     commands.add_parser("nav", help="write the navigation bars")
+    commands.add_parser("table", help="write the README's table from notebook 06's results")
     three = commands.add_parser("batch", help="record LLM replies in bulk")
     three.add_argument("action", choices=["export", "import", "keep"])
     three.add_argument("file", type=Path)
@@ -219,6 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return execute_in_place(settings, options.names)
     if options.command == "nav":
         return write_navigation(settings)
+    if options.command == "table":
+        return write_table(settings)
     return batch(settings, options.action, options.file)
 
 
