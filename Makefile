@@ -19,7 +19,7 @@ help:
 	@echo "make bench  time our grid search beside the article's loop"
 	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
 	@echo "make lock   write requirements.lock anew (needs uv)"
-	@echo "make clean  remove the virtual environment and all caches"
+	@echo "make clean  remove the virtual environment and all caches but your own LLM replies"
 
 $(READY): requirements.lock pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then \
@@ -52,4 +52,7 @@ lock:
 		--output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) executed data/cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) executed .pytest_cache .ruff_cache .hypothesis
+	@# Replies of your own may have cost money: they stay.
+	if [ -d data/cache ]; then \
+		find data/cache -mindepth 1 ! -name 'replies.sqlite*' -delete; fi

@@ -180,6 +180,18 @@ def test_the_readme_shows_the_table_as_it_is():
     assert "as published" in shown and "[" in shown
 
 
+def test_what_the_readme_says_in_words_follows_from_the_table():
+    rows = pd.read_csv(RESULTS).query("metric == 'NDCG@10'").set_index(["retriever", "ranker"])
+    strong, weak = rows.loc["transitions"], rows.loc["implicit ALS"]
+    assert weak.loc["LLM, history", "low"] > weak.loc["its own order", "value"]
+    gain = strong.loc["LLM, history", "value"] - strong.loc["its own order", "value"]
+    assert abs(gain) < strong.loc["LLM, history", "high"] - strong.loc["LLM, history", "value"]
+    assert strong.loc["LLM, profile", "value"] < strong.loc["its own order", "value"] - 0.01
+    llm_rows = weak.loc[[name for name in weak.index if "LLM" in name], "value"]
+    assert strong.loc["its own order", "value"] > llm_rows.max()
+    assert strong.loc["its own order", "value"] > 5 * rows.loc["explicit ALS", "value"].max()
+
+
 def test_writing_the_table_twice_changes_nothing(tmp_path):
     (tmp_path / "data" / "results").mkdir(parents=True)
     rows = pd.DataFrame(
@@ -196,7 +208,7 @@ def test_writing_the_table_twice_changes_nothing(tmp_path):
     assert cli.write_table(settings) == 0
     first = readme.read_text()
     assert "| a | x | 0.500 [0.400, 0.600] |  | 0.250 [0.200, 0.300] |" in first
-    assert "| b | as published | 0.100 |  |  |" in first
+    assert "| b | as published | 0.1000 |  |  |" in first
     assert first.startswith("one\n") and first.endswith("two\n")
     assert cli.write_table(settings) == 0 and readme.read_text() == first
     readme.write_text("no marks")

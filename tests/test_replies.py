@@ -20,6 +20,7 @@ from helpers.replies import (
     LocalStore,
     PendingRequests,
     Reply,
+    StoreDamagedError,
     StoreWarning,
     export_batch,
     import_batch,
@@ -193,3 +194,11 @@ def test_the_committed_replies_are_whole_and_say_who_made_them():
     for reply in found:
         assert reply.model == "claude"
         assert "usage" not in reply.response  # unknown, so not invented
+
+
+def test_a_damaged_local_store_is_one_sentence(tmp_path):
+    path = tmp_path / "replies.sqlite"
+    path.write_bytes(b"this is not a database" * 100)
+    with pytest.raises(StoreDamagedError, match=r"replies\.sqlite cannot be read .*move it"):
+        LocalStore(path)
+    assert path.read_bytes().startswith(b"this is not")  # nothing was overwritten

@@ -186,8 +186,9 @@ def evaluation_table(rows: pd.DataFrame) -> str:
         if found.empty:
             return ""
         one = found.iloc[0]
-        interval = "" if pd.isna(one["low"]) else f" [{one['low']:.3f}, {one['high']:.3f}]"
-        return f"{one['value']:.3f}{interval}"
+        if pd.isna(one["low"]):  # published, to four digits
+            return f"{one['value']:.4f}"
+        return f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
 
     lines = [f"| retriever | ranker | {' | '.join(metrics)} |", "| --- | --- | --- | --- | --- |"]
     for retriever, ranker in (

@@ -80,6 +80,10 @@ class StoreWarning(UserWarning):
     """A stored line could not be read and was skipped."""
 
 
+class StoreDamagedError(RuntimeError):
+    """The local store is not a readable database; the message says what to do."""
+
+
 class CommittedStore:
     """Reads every ``*.jsonl`` in a folder; read once, on first use."""
 
@@ -143,16 +147,28 @@ class LocalStore:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file."""
+        """Open or create the file.
+
+        Raises:
+            StoreDamagedError: the file is there but is no SQLite database, or a damaged one.
+        """
         self._path, self._local = Path(path), threading.local()
         self._open: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._connection() as connection:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS replies (key TEXT, model TEXT, server TEXT, "
-                "request TEXT, response TEXT, created REAL, PRIMARY KEY (key, model, server))"
-            )
+        try:
+            with self._connection() as connection:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS replies (key TEXT, model TEXT, server TEXT, "
+                    "request TEXT, response TEXT, created REAL, PRIMARY KEY (key, model, server))"
+                )
+        except sqlite3.OperationalError:
+            raise  # locked, or a full disk: the file itself may be sound
+        except sqlite3.DatabaseError as error:
+            raise StoreDamagedError(
+                f"{self._path.name} cannot be read ({error}): move it out of {self._path.parent} "
+                "and run again; a new one is made, and the replies of the old one are asked anew."
+            ) from None
 
     def _connection(self) -> sqlite3.Connection:
         if not hasattr(self._local, "connection"):
