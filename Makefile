@@ -3,12 +3,14 @@
 
 SHELL := /bin/sh
 VENV ?= .venv
+TORCH := 2.13.0
 # The first Python that is new enough; override with `make run PYTHON=/path/to/python`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null; then echo $$p; break; fi; done)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EXTRA := $(VENV)/.ready-llamarec
 
 .PHONY: help run test lab bench clean doctor lock
 
@@ -18,7 +20,7 @@ help:
 	@echo "make lab    set up, open JupyterLab"
 	@echo "make bench  time our grid search beside the article's loop"
 	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
-	@echo "make lock   write requirements.lock anew (needs uv)"
+	@echo "make lock   write the two locks anew (needs uv)"
 	@echo "make clean  remove the virtual environment and all caches but your own LLM replies"
 
 $(READY): requirements.lock pyproject.toml
@@ -31,10 +33,17 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $(READY)
 
+# The llamarec extra. PyTorch has other builds on other systems, so only it comes without a hash.
+$(EXTRA): $(READY) requirements-llamarec.lock
+	@echo "Adding PyTorch and transformers for the llamarec extra..."
+	@$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements-llamarec.lock
+	@$(BIN)/python -m pip install --quiet torch==$(TORCH)
+	@touch $(EXTRA)
+
 run: $(READY)
 	@$(BIN)/python -m helpers.cli run
 
-test: $(READY)
+test: $(EXTRA)
 	@$(BIN)/python -m pytest
 
 lab: $(READY)
@@ -50,6 +59,15 @@ lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
 		--output-file requirements.lock
+	@# The extra's lock: what the core lacks, without PyTorch and what its CUDA builds bring.
+	uv pip compile pyproject.toml --extra llamarec --constraint requirements.lock --universal \
+		--python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--quiet --no-emit-package torch --output-file requirements-all.tmp
+	awk '/^[a-z0-9]/ { split($$1, name, "==") } \
+		NR == FNR { core[name[1]]; next } \
+		!(name[1] in core) && name[1] !~ /^(nvidia|cuda|triton|setuptools)/' \
+		requirements.lock requirements-all.tmp > requirements-llamarec.lock
+	rm requirements-all.tmp
 
 clean:
 	rm -rf $(VENV) executed .pytest_cache .ruff_cache .hypothesis

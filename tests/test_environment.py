@@ -17,6 +17,8 @@ from helpers.spark import SUPPORTED_JAVA
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 PINS = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", LOCK, re.MULTILINE))
+EXTRA_LOCK = (ROOT / "requirements-llamarec.lock").read_text()
+EXTRA_PINS = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", EXTRA_LOCK, re.MULTILINE))
 CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
 
@@ -47,9 +49,20 @@ def test_every_pin_has_a_hash():
 
 
 def test_torch_stays_out_of_the_core():
-    assert "torch" not in PINS
+    assert "torch" not in PINS and "torch" not in EXTRA_PINS
     extra = PROJECT["optional-dependencies"]["llamarec"]
     assert any(text.startswith("torch") for text in extra)
+
+
+def test_the_extra_has_a_lock_of_its_own_beside_the_core():
+    """Every package once: what both need stands in the core's lock."""
+    for text in PROJECT["optional-dependencies"]["llamarec"]:
+        requirement = Requirement(text)
+        torch = re.search(r"^TORCH := (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+        pin = torch if requirement.name == "torch" else EXTRA_PINS[requirement.name]
+        assert requirement.specifier.contains(pin), text
+    assert not set(EXTRA_PINS) & set(PINS)
+    assert EXTRA_LOCK.count("--hash=sha256:") >= len(EXTRA_PINS) > 10
 
 
 def test_the_packages_that_the_course_promises():
@@ -89,7 +102,15 @@ def test_ci_and_the_lock_use_versions_that_the_project_allows():
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.lock", "environment.yml", "pyproject.toml", "Makefile", ".ci/run"]
+    "name",
+    [
+        "requirements.lock",
+        "requirements-llamarec.lock",
+        "environment.yml",
+        "pyproject.toml",
+        "Makefile",
+        ".ci/run",
+    ],
 )
 def test_no_registry_and_no_machine_is_named(name):
     text = (ROOT / name).read_text()
