@@ -275,7 +275,10 @@ def test_a_paired_interval_is_narrower_than_two_separate_ones():
 
 
 def test_metrics_agree_with_spark(spark):
-    """NDCG@k and recall@k against pyspark's RankingEvaluator."""
+    """NDCG, recall and MRR at k against pyspark's RankingEvaluator.
+
+    With one relevant item average precision is the reciprocal rank.
+    """
     from pyspark.ml.evaluation import RankingEvaluator
 
     parts = data.leave_one_out(random_ratings())
@@ -288,6 +291,10 @@ def test_metrics_agree_with_spark(spark):
     )
     for k in (5, 10, 50):
         ours = metrics.per_user(lists, parts.test, k).mean()
-        for name, column in (("ndcgAtK", "ndcg"), ("recallAtK", "recall")):
+        for name, column in (
+            ("ndcgAtK", "ndcg"),
+            ("recallAtK", "recall"),
+            ("meanAveragePrecisionAtK", "mrr"),
+        ):
             theirs = RankingEvaluator(metricName=name, k=k).evaluate(table)
             assert ours[column] == pytest.approx(theirs), (name, k)

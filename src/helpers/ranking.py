@@ -286,7 +286,8 @@ def ask_all(
     """Ask for each user's ranking by letter; ``requests`` maps users to (movieIds shown, messages).
 
     ``options`` go into every request (``seed`` tells a second reading from the first). A failed or
-    unreadable answer is reported, not repaired by the retriever's order.
+    unreadable answer is reported, not repaired by the retriever's order; letters missing from a
+    readable one follow in the order shown.
     """
 
     def one(user: int) -> tuple[int, Ranking, str]:
