@@ -593,7 +593,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def save(network: Network, path: Path, **metadata: str) -> None:
     """Write the weights as safetensors with settings and catalogue fingerprint, or nothing."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in _weights(network).items()}
+    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     facts = {
         "config": json.dumps(asdict(network.config)),
         "catalogue": fingerprint(network.items),
@@ -602,11 +602,6 @@ def save(network: Network, path: Path, **metadata: str) -> None:
     }
     with _replacing(path) as fresh:
         save_file(weights, fresh, facts)
-
-
-def _weights(network: Network) -> dict[str, Tensor]:
-    # safetensors holds no Python names; booleans are fine.
-    return dict(network.state_dict())
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -651,7 +646,8 @@ def load(path: Path, items: np.ndarray, model: str | None = None) -> Network:
             f"{path.name} was trained on another catalogue ({facts.get('catalogue_size')} movies; "
             f"here there are {len(items)}); train the model again on these data."
         )
-    network = Network(config, items)
+    with torch.random.fork_rng():  # the first weights are drawn, then overwritten
+        network = Network(config, items)
     with safe_open(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
@@ -840,7 +836,7 @@ class Protocol:
         return cls(parts, Interactions.of(parts.train, items), Interactions.of(parts.known, items))
 
 
-def test_ranks(network: Network, protocol: Protocol) -> pd.DataFrame:
+def ranks_on_test(network: Network, protocol: Protocol) -> pd.DataFrame:
     """Return ``userId, rank``: where each user's test item stands among all unseen items."""
     scores = score_matrix(network, protocol.known)
     ranks = sequential.target_ranks(scores, protocol.known, protocol.parts.test)
@@ -857,7 +853,7 @@ def metrics_of(ranks: pd.DataFrame) -> pd.DataFrame:
 def record(done: Trained, protocol: Protocol, dataset: data.Dataset, settings: Settings) -> Path:
     """Test a network and put its rows into the tables of notebook 07, in place of older ones."""
     config = done.network.config
-    ranks = test_ranks(done.network, protocol)
+    ranks = ranks_on_test(done.network, protocol)
     users = len(protocol.parts.validation)
     validation = pd.DataFrame(
         {
@@ -917,7 +913,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"Validation Recall@10 {done.best:.4f}, epoch {int(np.argmax(done.history)) + 1}")
-    for row in metrics_of(test_ranks(done.network, protocol)).itertuples():
+    for row in metrics_of(ranks_on_test(done.network, protocol)).itertuples():
         print(f"Test {row.metric:9} {row.value:.4f}, {row.users} users")
     print(f"Recorded in {path.name}")
     return 0
