@@ -165,6 +165,20 @@ def test_the_decay_starts_on_the_ring_and_stays_inside_the_circle():
     assert (unit.decay().abs() <= 1).all()
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.2, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(probability):
+    torch.manual_seed(0)
+    drop, x = neural.Dropout(probability), torch.ones(999, 101)
+    got = drop(x)
+    assert (got == 0).float().mean() == pytest.approx(probability, abs=0.005)
+    assert got.mean() == pytest.approx(1, abs=0.02) and len(got.unique()) <= 2
+    if probability == 0.5:
+        assert not torch.equal(got, drop(x)) and not torch.equal(got[0], got[1])
+        neighbours = (got[:, 1:] * got[:, :-1]).mean()  # 1 if one value says nothing of the next
+        assert neighbours == pytest.approx(1, abs=0.03)
+    assert torch.equal(drop.eval()(x), x)
+
+
 # --- what a position may see ------------------------------------------------------------------
 
 
@@ -499,6 +513,7 @@ def test_another_training_in_the_same_place_is_refused(parts, seen, tmp_path, mo
         ({"batch": 0}, "at least 1"),
         ({"length": 1}, "length must be"),
         ({"dim": 15}, "divide dim"),
+        ({"dropout": 1.0}, "dropout"),
     ],
 )
 def test_settings_that_build_no_network_are_refused(changes, message):

@@ -78,8 +78,10 @@ class Config:
             raise NeuralError(f"There is no model {self.model!r}; choose {', '.join(MODELS)}.")
         if min(self.dim, self.blocks, self.heads, self.batch, self.epochs, self.patience) < 1:
             raise NeuralError("dim, blocks, heads, batch, epochs and patience must be at least 1.")
-        if self.length < 2 or self.dim % self.heads:
-            raise NeuralError("length must be at least 2, and heads must divide dim.")
+        if self.length < 2 or self.dim % self.heads or not 0 <= self.dropout < 0.99:
+            raise NeuralError(
+                "length must be at least 2, heads must divide dim, dropout must lie in [0, 0.99)."
+            )
 
     @classmethod
     def of(cls, model: str, **changes: Any) -> Config:
@@ -195,6 +197,26 @@ class Layout:
         return torch.arange(self.width, device=self.lengths.device) < self.lengths[:, None]
 
 
+class Dropout(nn.Module):
+    """Dropout with eight bits of chance per value: a fifth of the time of PyTorch's on a CPU.
+
+    The probability is rounded to a multiple of 1/256, and what is kept is scaled to fit.
+    """
+
+    def __init__(self, probability: float) -> None:
+        """Set the share of values to drop, from 0 to below 1."""
+        super().__init__()
+        self.level = round(256 * probability)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop values in training, else return ``x``."""
+        if not self.training or self.level == 0:
+            return x
+        words = torch.empty(x.numel() // 8 + 1, dtype=torch.int64, device=x.device)
+        chance = words.random_(-(2**63), None).view(torch.uint8)[: x.numel()].view_as(x)
+        return x * (chance >= self.level).to(x.dtype).mul_(256 / (256 - self.level))
+
+
 class LinearRecurrentUnit(nn.Module):
     """A linear recurrence with a complex diagonal (Orvieto et al. 2023, equations 5 to 7).
 
@@ -236,7 +258,7 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, dim: int, dropout: float) -> None:
         """Set up two linear layers with a GELU between them."""
-        drop = nn.Dropout(dropout)
+        drop = Dropout(dropout)
         super().__init__(nn.Linear(dim, 4 * dim), nn.GELU(), drop, nn.Linear(4 * dim, dim), drop)
 
 
@@ -249,7 +271,7 @@ class RecurrentBlock(nn.Module):
         self.unit = LinearRecurrentUnit(config.dim)
         self.feed_forward = FeedForward(config.dim, config.dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(config.dim) for _ in range(2))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map packed (n_real, dim) to the same shape."""
@@ -272,7 +294,7 @@ class AttentionBlock(nn.Module):
         self.out = nn.Linear(config.dim, config.dim)
         self.feed_forward = FeedForward(config.dim, config.dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(config.dim) for _ in range(2))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def attend(self, x: Tensor, layout: Layout) -> Tensor:
         """Mix packed (n_real, dim) by attention within each sequence."""
@@ -306,7 +328,7 @@ class NarmBlock(nn.Module):
         self.before = nn.Linear(dim, dim, bias=False)
         self.weigh = nn.Parameter(torch.randn(dim) * 0.02)
         self.decode = nn.Linear(2 * dim, dim, bias=False)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map packed (n_real, dim) to the same shape."""
@@ -344,7 +366,7 @@ class Network(nn.Module):
         size = len(self.items)
         self.embed = nn.Embedding(size + 2, config.dim)
         self.bias = nn.Parameter(torch.zeros(size))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.first_norm = nn.LayerNorm(config.dim)
         attention = config.model in ("sasrec", "bert4rec")
         self.position = nn.Embedding(config.length, config.dim) if attention else None
@@ -743,7 +765,10 @@ def train(
         network.trained[:] = torch.from_numpy(seen.counts > 0)
         network.to(where)
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            network.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         done = _resume(state_path, network, optimizer, config, facts)
         with tqdm(desc=config.model, unit="epoch", initial=done.epoch, disable=not progress) as bar:
