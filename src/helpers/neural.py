@@ -686,7 +686,9 @@ def memory_explained(device: torch.device) -> Iterator[None]:
     """Turn the memory error of a device into one sentence."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
+            raise  # the second is what PyTorch says of a CPU
         raise NeuralError(
             f"The memory of {device} is full; take a smaller batch or length, close what else "
             "uses it, or set device='cpu'."
@@ -753,8 +755,10 @@ def train(
     }
     state_path = path.with_suffix(".state")
     if path.is_file() and not state_path.is_file():
-        _check_same(path, metadata_of(path), config, facts)
-        return Trained(load(path, seen.items), path, json.loads(metadata_of(path)["history"]))
+        found = metadata_of(path)
+        _check_same(path, found, config, facts)
+        if "finished" in found:  # else it was killed in its first epoch
+            return Trained(load(path, seen.items), path, json.loads(found["history"]))
     rows = histories(seen)
     parts = [part for row in rows for part in windows(row, config.length)]
     if not parts:
@@ -783,7 +787,7 @@ def train(
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", recall=f"{done.history[-1]:.4f}")
     best = load(path, seen.items)
-    save(best, path, **facts, history=json.dumps(done.history))
+    save(best, path, **facts, history=json.dumps(done.history), finished="yes")
     state_path.unlink()
     return Trained(best, path, done.history)
 
@@ -806,7 +810,7 @@ def _epoch(
 
 
 def _check_same(path: Path, found: dict[str, Any], config: Config, facts: dict[str, str]) -> None:
-    if json.loads(found["config"]) != asdict(config) or found["training"] != facts["training"]:
+    if json.loads(found["config"]) != asdict(config) or found.get("training") != facts["training"]:
         raise NeuralError(
             f"{path.name} belongs to a training with other settings or data; delete it or give "
             "another path."
