@@ -331,10 +331,10 @@ def test_a_kill_between_checkpoint_and_state_loses_nothing(
 
     whole, real = run("whole.safetensors"), neural._save_state
 
-    def dies(path, network, optimizer, done, *rest):
+    def dies(path, live, done, *rest):
         if done.epoch == epoch + 1:
             raise KilledError
-        real(path, network, optimizer, done, *rest)
+        real(path, live, done, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(neural, "_save_state", dies)
