@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import json
 import math
@@ -36,6 +37,7 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from helpers import data, metrics, sequential
@@ -54,8 +56,10 @@ class Config:
     """Everything that decides a trained model, apart from the data.
 
     ``length`` is the longest history read, in items; ``heads`` is for the two Transformers and
-    ``mask_share`` for BERT4Rec. Training stops when validation Recall@10 has not risen for
-    ``patience`` epochs. Build it with :meth:`of` to get the values chosen for each model.
+    ``mask_share`` for BERT4Rec. What is judged and kept is a running mean of the weights, to which
+    a step adds 1 - ``average`` (Polyak and Juditsky 1992; 0 keeps the last weights alone). Training
+    stops when validation Recall@10 has not risen for ``patience`` epochs. Build it with :meth:`of`
+    to get the values chosen for each model.
     """
 
     model: str = "lrurec"
@@ -70,6 +74,7 @@ class Config:
     batch: int = 16
     epochs: int = 200
     patience: int = 10
+    average: float = 0.995
     mask_share: float = 0.2
 
     def __post_init__(self) -> None:
@@ -686,7 +691,9 @@ def memory_explained(device: torch.device) -> Iterator[None]:
     """Turn the memory error of a device into one sentence."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
+            raise  # the second is what PyTorch says of a CPU
         raise NeuralError(
             f"The memory of {device} is full; take a smaller batch or length, close what else "
             "uses it, or set device='cpu'."
@@ -753,8 +760,10 @@ def train(
     }
     state_path = path.with_suffix(".state")
     if path.is_file() and not state_path.is_file():
-        _check_same(path, metadata_of(path), config, facts)
-        return Trained(load(path, seen.items), path, json.loads(metadata_of(path)["history"]))
+        found = metadata_of(path)
+        _check_same(path, found, config, facts)
+        if "finished" in found:  # else it was killed in its first epoch
+            return Trained(load(path, seen.items), path, json.loads(found["history"]))
     rows = histories(seen)
     parts = [part for row in rows for part in windows(row, config.length)]
     if not parts:
@@ -770,26 +779,34 @@ def train(
             weight_decay=config.weight_decay,
             fused=True,
         )
-        done = _resume(state_path, network, optimizer, config, facts)
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        live = {"network": network, "average": average, "optimizer": optimizer}
+        done = _resume(state_path, live, config, facts)
         with tqdm(desc=config.model, unit="epoch", initial=done.epoch, disable=not progress) as bar:
             while not done.over(config):
-                loss = _epoch(network, optimizer, parts, done.epoch)
-                ranks = sequential.target_ranks(score_matrix(network, seen), seen, validation)
+                loss = _epoch(network, optimizer, parts, done.epoch, average)
+                scores = score_matrix(average.module, seen)
+                ranks = sequential.target_ranks(scores, seen, validation)
                 done.history.append(float((ranks <= 10).mean()))
                 done.epoch += 1
                 if int(np.argmax(done.history)) == done.epoch - 1:
-                    save(network, path, **facts, history=json.dumps(done.history))
-                _save_state(state_path, network, optimizer, done, config, facts)
+                    save(average.module, path, **facts, history=json.dumps(done.history))
+                _save_state(state_path, live, done, config, facts)
+                _give_back_memory()
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", recall=f"{done.history[-1]:.4f}")
     best = load(path, seen.items)
-    save(best, path, **facts, history=json.dumps(done.history))
+    save(best, path, **facts, history=json.dumps(done.history), finished="yes")
     state_path.unlink()
     return Trained(best, path, done.history)
 
 
 def _epoch(
-    network: Network, optimizer: torch.optim.Optimizer, parts: Sequence[np.ndarray], epoch: int
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[np.ndarray],
+    epoch: int,
+    average: AveragedModel | None = None,
 ) -> float:
     """Train on every part once and return the mean loss of a batch."""
     config, device, losses = network.config, network.bias.device, []
@@ -801,41 +818,50 @@ def _epoch(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
+        if average is not None:
+            average.update_parameters(network)
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
 
 
 def _check_same(path: Path, found: dict[str, Any], config: Config, facts: dict[str, str]) -> None:
-    if json.loads(found["config"]) != asdict(config) or found["training"] != facts["training"]:
+    if json.loads(found["config"]) != asdict(config) or found.get("training") != facts["training"]:
         raise NeuralError(
             f"{path.name} belongs to a training with other settings or data; delete it or give "
             "another path."
         )
 
 
-def _save_state(path, network, optimizer, done: _Progress, config: Config, facts) -> None:
+def _give_back_memory() -> None:
+    """Return free memory to the system: with batches of all sizes glibc would keep a gigabyte."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _save_state(
+    path: Path, live: dict[str, Any], done: _Progress, config: Config, facts: dict[str, str]
+) -> None:
     state = {
         "config": json.dumps(asdict(config)),
         "training": facts["training"],
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        **{name: part.state_dict() for name, part in live.items()},
         **asdict(done),
     }
     with _replacing(path) as fresh:
         torch.save(state, fresh)
 
 
-def _resume(path: Path, network, optimizer, config: Config, facts) -> _Progress:
+def _resume(path: Path, live: dict[str, Any], config: Config, facts: dict[str, str]) -> _Progress:
     """Load the state of an interrupted training, if there is one."""
     if not path.is_file():
         return _Progress()
     try:
-        state = torch.load(path, map_location=network.bias.device, weights_only=True)
+        state = torch.load(path, map_location=live["network"].bias.device, weights_only=True)
     except Exception:
         raise NeuralError(f"{path.name} is damaged; delete it to begin anew.") from None
     _check_same(path, state, config, facts)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
+    for name, part in live.items():
+        part.load_state_dict(state[name])
     return _Progress(state["epoch"], state["history"])
 
 
