@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def completion(text, finish="stop", refusal=None, usage=True, logprobs=None):
-    """Return a reply; ``logprobs`` is a list of (token, logprob), likeliest first, for its token."""
+    """Return a reply; ``logprobs`` lists (token, logprob), the token drawn first."""
     message = {"role": "assistant", "content": text, "refusal": refusal}
     body = {
         "id": "x", "object": "chat.completion", "created": 0, "model": "served",
@@ -77,7 +77,7 @@ def serve(*steps):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.steps, server.requests, server.authorization = list(steps), [], None
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     try:
         yield server

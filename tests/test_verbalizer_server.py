@@ -31,7 +31,8 @@ def ask(offline, *steps, n=4, **options):
     with serve(*steps) as server:
         settings = dataclasses.replace(
             offline, llm_mode="live", llm_base_url=server.url, llm_api_key="k", llm_model="m",
-            llm_timeout_s=options.pop("timeout", 5.0), llm_max_tokens=options.pop("budget", 200_000),
+            llm_timeout_s=options.pop("timeout", 5.0),
+            llm_max_tokens=options.pop("budget", 200_000),
         )  # fmt: skip
         client = llm.connect(settings).with_options(max_retries=0)
         got = verbalizer.letter_distribution(client, MESSAGES, n, model="m", **options)
@@ -179,7 +180,7 @@ def test_any_tokens_give_a_permutation_and_a_distribution(listed, n):
 
     response = ChatCompletion.model_validate(completion("A", logprobs=listed))
     found = verbalizer.read_logprobs(response, n)
-    assert set(found) <= set(range(n)) and all(0 < value for value in found.values())
+    assert set(found) <= set(range(n)) and all(value > 0 for value in found.values())
 
 
 def test_the_prompt_holds_what_the_paper_says_and_titles_cannot_leave_their_line():
