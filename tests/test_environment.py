@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 
@@ -19,6 +20,7 @@ LOCK = (ROOT / "requirements.lock").read_text()
 PINS = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", LOCK, re.MULTILINE))
 CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+LLAMAREC = [Requirement(text) for text in PROJECT["optional-dependencies"]["llamarec"]]
 
 
 @pytest.mark.parametrize("requirement", CORE + DEV, ids=str)
@@ -37,7 +39,8 @@ def test_every_import_of_the_package_is_declared():
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
     foreign = {name.lower() for name in imported - set(sys.stdlib_module_names) - {"helpers"}}
-    assert {"pyspark", "openai"} <= foreign <= {requirement.name for requirement in CORE}
+    declared = {requirement.name for requirement in CORE + LLAMAREC}
+    assert {"pyspark", "openai"} <= foreign <= declared
 
 
 def test_every_pin_has_a_hash():
@@ -50,6 +53,11 @@ def test_torch_stays_out_of_the_core():
     assert "torch" not in PINS
     extra = PROJECT["optional-dependencies"]["llamarec"]
     assert any(text.startswith("torch") for text in extra)
+
+
+def test_the_server_verbalizer_needs_no_torch():
+    code = "import sys, helpers.verbalizer; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_packages_that_the_course_promises():

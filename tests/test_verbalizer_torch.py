@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -15,7 +16,6 @@ pytest.importorskip("peft")
 from helpers import metrics, prompts, ranking, sequential  # noqa: E402
 from helpers import verbalizer_torch as vt  # noqa: E402
 from helpers.settings import Settings  # noqa: E402
-import itertools
 
 TITLES = [f"Movie {i} ({1950 + i})" for i in range(40)]
 

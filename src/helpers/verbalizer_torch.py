@@ -648,6 +648,138 @@ def _seconds(model: Any, ids: torch.Tensor, tokens: int) -> float:
     past, start = None, time.perf_counter()
     for _ in range(tokens):
         out = model(input_ids=ids, use_cache=tokens > 1, **{cache: past}, **last)
-        past, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        past, ids = getattr(out, cache, None), out.logits[:, -1:].argmax(-1)
     ids.cpu()  # waits for the GPU
     return time.perf_counter() - start
+
+
+# --- the measurement ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The 5-core of a data set, split by leave-one-out, with titles and the retriever's lists.
+
+    ``validation`` and ``test`` are each (seen, lists, target): what is known, the candidates from
+    it, and what came next.
+    """
+
+    split: data.LeaveOneOut
+    items: np.ndarray
+    titles: dict[int, str]
+    validation: tuple[Interactions, pd.DataFrame, pd.DataFrame]
+    test: tuple[Interactions, pd.DataFrame, pd.DataFrame]
+
+    @classmethod
+    def of(cls, dataset: data.Dataset, how: Transitions = RETRIEVER) -> Protocol:
+        """Prepare a data set; see ``data.core`` and ``data.leave_one_out``."""
+        rated = data.core(data.load_pandas(dataset, "ratings"))
+        split, items = data.leave_one_out(rated), np.unique(rated["movieId"])
+
+        def stage(known: pd.DataFrame, target: pd.DataFrame):
+            seen = Interactions.of(known, items)
+            found = sequential.unseen(sequential.transitions(seen, how), seen)
+            return seen, sequential.top_lists(found, seen, CANDIDATES), target
+
+        return cls(
+            split,
+            items,
+            title_map(data.load_pandas(dataset, "movies")),
+            stage(split.train, split.validation),
+            stage(split.known, split.test),
+        )
+
+
+def compare_orders(
+    ranker: Verbalizer, protocol: Protocol, name: str, draws: int = 100
+) -> pd.DataFrame:
+    """Return the test metrics of three orders of the same candidates, with bootstrap intervals.
+
+    The retriever's own order, a random one (each user's mean over ``draws`` shuffles) and the
+    verbalizer's. Users whose item is no candidate score zero in all three. Columns as in
+    ``06_evaluation.csv``: ``retriever, ranker, metric, value, low, high, users``.
+    """
+    seen, lists, target = protocol.test
+    asked = prompts_for(lists, seen, protocol.titles)
+    reordered = ranking.reorder(lists, orders(scores(ranker, asked)))
+    tables = {
+        "its own order": metrics.score_table(lists, target),
+        "random": sum(
+            metrics.score_table(_shuffled(lists, seed), target) for seed in range(draws)
+        ) / draws,
+        name: metrics.score_table(reordered, target),
+    }  # fmt: skip
+    rows = [
+        ("transitions", which, metric, at.mean, at.low, at.high, at.users)
+        for which, table in tables.items()
+        for metric, values in table.items()
+        for at in [metrics.bootstrap_interval(values)]
+    ]
+    names = ["retriever", "ranker", "metric", "value", "low", "high", "users"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _shuffled(lists: pd.DataFrame, seed: int) -> pd.DataFrame:
+    mixed = lists.sample(frac=1, random_state=seed).sort_values("userId", kind="stable")
+    return mixed.assign(rank=mixed.groupby("userId").cumcount() + 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the small model, or LoRA on ``LLAMAREC_BASE_MODEL``, and save both tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.verbalizer_torch",
+        description="Train the verbalizer, rank the test users, time it, save the 07 tables.",
+    )
+    parser.add_argument("--epochs", type=int, default=2, help="passes over the training prompts")
+    parser.add_argument("--steps", type=int, default=40, help="targets per user, from the end")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; fixes the numbers")
+    parser.add_argument("--save", type=Path, help="folder for the trained model")
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    settings = Settings.from_env()
+    dataset = data.locate(settings)
+    print(dataset.describe())
+    protocol = Protocol.of(dataset)
+    ranker, name, rate = prepare(protocol, settings, asked.steps, asked.seed)
+    print(f"Model: {ranker.name}, on {ranker.device.type}")
+    examples = training_prompts(
+        protocol.split.train, protocol.items, protocol.titles, steps=asked.steps, seed=asked.seed
+    )
+    seen, lists, target = protocol.validation
+    held_out = [prompt for _, prompt in prompts_for(lists, seen, protocol.titles, target).values()]
+    how = Training(rate, batch=16, epochs=asked.epochs, seed=asked.seed)
+    start = time.perf_counter()
+    print(train(ranker, examples, how, held_out).round(3).to_string(index=False))
+    print(f"{len(examples)} training prompts, {time.perf_counter() - start:.0f} s")
+    if asked.save:
+        ranker.save(asked.save)
+    table = compare_orders(ranker, protocol, name)
+    print(table.loc[table["metric"].str.endswith("@10")].round(4).to_string(index=False))
+    print(data.save_result(table, "07_verbalizer", dataset, settings).name, "saved")
+    table = efficiency(ranker)
+    print(table.round(3).to_string(index=False))
+    print(data.save_result(table, "07_efficiency", dataset, settings).name, "saved")
+
+
+def prepare(
+    protocol: Protocol, settings: Settings, steps: int = 40, seed: int = 0
+) -> tuple[Verbalizer, str, float]:
+    """Return the verbalizer to train, its name in tables and its learning rate.
+
+    LoRA on the model that ``LLAMAREC_BASE_MODEL`` names, else the small model, whose title vectors
+    start from counts that leave out the last ``steps`` items of each user's training sequence.
+    """
+    if settings.llamarec_base_model:
+        torch.manual_seed(seed)
+        ranker = add_lora(Verbalizer.load(settings, four_bit=True))
+        return ranker, f"verbalizer, {Path(ranker.name).name}", 1e-4
+    ranker = small([protocol.titles[int(item)] for item in protocol.items], seed=seed)
+    train_rows = protocol.split.train
+    early = train_rows.loc[train_rows.groupby("userId").cumcount(ascending=False) >= steps]
+    start_from_counts(ranker, Interactions.of(early, protocol.items), protocol.titles)
+    return ranker, "verbalizer, small model", 1e-3
+
+
+if __name__ == "__main__":
+    main()
