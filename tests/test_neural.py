@@ -579,3 +579,29 @@ def test_another_training_in_the_same_place_is_refused(parts, seen, tmp_path, mo
 def test_settings_that_build_no_network_are_refused(changes, message):
     with pytest.raises(NeuralError, match=message):
         Config(**changes)
+
+
+# --- the committed weights --------------------------------------------------------------------
+
+
+def test_the_committed_weights_give_the_recorded_result(real):
+    """Within two users: the last bits of a sum differ between machines."""
+    from conftest import ROOT
+
+    path = ROOT / "data" / "weights" / "lrurec_seed0.safetensors"
+    assert path.stat().st_size < 5_000_000
+    protocol = neural.Protocol.of(data.load_pandas(real, "ratings"))
+    made = neural.load(path, protocol.seen.items, "lrurec")
+    assert made.config == Config.of("lrurec", seed=0)
+    assert neural.metadata_of(path)["command"] == "python -m helpers.neural --model lrurec --seed 0"
+    table = pd.read_csv(ROOT / "data" / "results" / "07_llamarec.csv")
+    recorded = table.loc[(table.system == "lrurec") & (table.seed == 0)].set_index("metric").value
+    ranks = neural.ranks_on_test(made, protocol)
+    found = neural.metrics_of(ranks).set_index("metric").value
+    for metric in ("Recall@10", "NDCG@10", "MRR@10", "Recall@20"):
+        assert found[metric] == pytest.approx(recorded[metric], abs=2 / 610)
+    assert found["Recall@10"] >= 0.125 - 2 / 610 and found["NDCG@10"] >= 0.066
+    stored = pd.read_csv(ROOT / "data" / "results" / "07_llamarec_ranks.csv")
+    stored = stored.loc[(stored.system == "lrurec") & (stored.seed == 0)]
+    assert stored.userId.tolist() == ranks.userId.tolist()
+    assert (stored["rank"].to_numpy() == ranks["rank"].to_numpy()).mean() > 0.95
