@@ -286,11 +286,17 @@ class KilledError(RuntimeError):
     pass
 
 
+def digits_as_ranks(scores, *_):
+    """Ranks that any difference between two score matrices changes; real ones are too coarse."""
+    return 1 + (np.abs(scores).ravel() * 1e7).astype(int) % 20
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
     model, parts, seen, tmp_path, monkeypatch
 ):
     config = Config.of(model, **SMALL, seed=3)
+    monkeypatch.setattr(sequential, "target_ranks", digits_as_ranks)
 
     def run(name):
         return neural.train(seen, parts.validation, config, tmp_path / name, progress=False)
@@ -325,6 +331,7 @@ def test_a_kill_between_checkpoint_and_state_loses_nothing(
     epoch, parts, seen, tmp_path, monkeypatch
 ):
     config = Config.of("sasrec", **SMALL)
+    monkeypatch.setattr(sequential, "target_ranks", digits_as_ranks)
 
     def run(name):
         return neural.train(seen, parts.validation, config, tmp_path / name, progress=False)
@@ -357,6 +364,29 @@ def test_a_seed_decides_the_result_and_leaves_the_callers_alone(parts, seen, tmp
     assert torch.equal(torch.get_rng_state(), before)
     first, second, other = (one.network.embed.weight for one in got)
     assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_what_is_kept_is_a_running_mean_of_the_weights(parts, seen, tmp_path, monkeypatch):
+    kept, real = {}, neural._epoch
+    drawn = []
+
+    def epoch(network, optimizer, parts, number, average):
+        step = optimizer.step
+        optimizer.step = lambda: (step(), drawn.append(network.bias.detach().clone()))
+        return real(network, optimizer, parts, number, average)
+
+    monkeypatch.setattr(neural, "_epoch", epoch)
+    for share in (0.0, 0.5):
+        drawn.clear()
+        config = Config.of("lrurec", **(SMALL | {"epochs": 1, "average": share}))
+        path = tmp_path / f"{share}.safetensors"
+        got = neural.train(seen, parts.validation, config, path, progress=False)
+        mean = drawn[0]
+        for weights in drawn[1:]:
+            mean = share * mean + (1 - share) * weights
+        kept[share] = got.network.bias.detach()
+        torch.testing.assert_close(kept[share], mean)
+    assert not torch.allclose(kept[0.0], kept[0.5])
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_training(parts, seen, tmp_path, monkeypatch):
@@ -549,3 +579,29 @@ def test_another_training_in_the_same_place_is_refused(parts, seen, tmp_path, mo
 def test_settings_that_build_no_network_are_refused(changes, message):
     with pytest.raises(NeuralError, match=message):
         Config(**changes)
+
+
+# --- the committed weights --------------------------------------------------------------------
+
+
+def test_the_committed_weights_give_the_recorded_result(real):
+    """Within two users: the last bits of a sum differ between machines."""
+    from conftest import ROOT
+
+    path = ROOT / "data" / "weights" / "lrurec_seed0.safetensors"
+    assert path.stat().st_size < 5_000_000
+    protocol = neural.Protocol.of(data.load_pandas(real, "ratings"))
+    made = neural.load(path, protocol.seen.items, "lrurec")
+    assert made.config == Config.of("lrurec", seed=0)
+    assert neural.metadata_of(path)["command"] == "python -m helpers.neural --model lrurec --seed 0"
+    table = pd.read_csv(ROOT / "data" / "results" / "07_llamarec.csv")
+    recorded = table.loc[(table.system == "lrurec") & (table.seed == 0)].set_index("metric").value
+    ranks = neural.ranks_on_test(made, protocol)
+    found = neural.metrics_of(ranks).set_index("metric").value
+    for metric in ("Recall@10", "NDCG@10", "MRR@10", "Recall@20"):
+        assert found[metric] == pytest.approx(recorded[metric], abs=2 / 610)
+    assert found["Recall@10"] >= 0.125 - 2 / 610 and found["NDCG@10"] >= 0.066
+    stored = pd.read_csv(ROOT / "data" / "results" / "07_llamarec_ranks.csv")
+    stored = stored.loc[(stored.system == "lrurec") & (stored.seed == 0)]
+    assert stored.userId.tolist() == ranks.userId.tolist()
+    assert (stored["rank"].to_numpy() == ranks["rank"].to_numpy()).mean() > 0.95

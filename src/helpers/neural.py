@@ -94,7 +94,10 @@ class Config:
         return replace(cls(model=model, **CHOSEN.get(model, {})), **changes)
 
 
-CHOSEN: dict[str, dict[str, Any]] = {"narm": {"blocks": 1}}
+CHOSEN: dict[str, dict[str, Any]] = {
+    "lrurec": {"learning_rate": 2e-3},
+    "narm": {"blocks": 1},
+}
 
 
 # --- the linear recurrence ----------------------------------------------------------------------
