@@ -641,16 +641,22 @@ def efficiency(
 
 
 def _seconds(model: Any, ids: torch.Tensor, tokens: int) -> float:
-    """Return the seconds to generate ``tokens`` tokens greedily; one is a pass without a cache."""
+    start = time.perf_counter()
+    _generate(model, ids, tokens).cpu()  # waits for the GPU
+    return time.perf_counter() - start
+
+
+def _generate(model: Any, ids: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Return the next ``tokens`` tokens, greedily; for one there is no cache to fill."""
     names = inspect.signature(_bare(model).forward).parameters
     last = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
     cache = "cache" if "cache" in names else "past_key_values"  # renamed in transformers 5
-    past, start = None, time.perf_counter()
+    past, found = None, []
     for _ in range(tokens):
         out = model(input_ids=ids, use_cache=tokens > 1, **{cache: past}, **last)
         past, ids = getattr(out, cache, None), out.logits[:, -1:].argmax(-1)
-    ids.cpu()  # waits for the GPU
-    return time.perf_counter() - start
+        found.append(ids)
+    return torch.cat(found, dim=1)
 
 
 # --- the measurement ------------------------------------------------------------------------------
