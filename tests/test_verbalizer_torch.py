@@ -338,3 +338,18 @@ def test_one_pass_takes_one_token_and_less_time_than_the_list(tiny):
     assert (table["ratio"] > 2).all()
     with pytest.raises(vt.VerbalizerError, match="leave the longer titles out"):
         vt.efficiency(tiny, (1000,), candidates=5, history=5)
+
+
+def test_the_list_is_generated_with_a_cache_and_as_without(tiny):
+    """Without the cache each token would read the whole prompt again: an unfair rival."""
+    widths = []
+    tiny.model.eval().register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    ids = torch.tensor([tiny.encode(example(3))])
+    with torch.inference_mode():
+        found = vt._generate(tiny.model, ids, 4)[0].tolist()
+        assert widths == [ids.shape[1], 1, 1, 1]
+        for token in found:
+            assert tiny.model(input_ids=ids).logits[0, -1].argmax() == token
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
