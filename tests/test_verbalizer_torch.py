@@ -353,3 +353,46 @@ def test_the_list_is_generated_with_a_cache_and_as_without(tiny):
         for token in found:
             assert tiny.model(input_ids=ids).logits[0, -1].argmax() == token
             ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+def test_three_orders_of_the_same_candidates_are_compared(ordered, tiny):
+    last = ordered.groupby("userId").cumcount(ascending=False) == 0
+    known, target = ordered.loc[~last], ordered.loc[last]
+    items = np.arange(40)
+    seen = sequential.Interactions.of(known, items)
+    found = sequential.unseen(sequential.transitions(seen, vt.RETRIEVER), seen)
+    lists = sequential.top_lists(found, seen, 6)
+    stage = (seen, lists, target)
+    protocol = vt.Protocol(None, items, TITLE_OF, stage, stage)
+    table = vt.compare_orders(tiny, protocol, "verbalizer", draws=20)
+    values = table.pivot(index="ranker", columns="metric", values="value")
+    assert set(values.index) == {"its own order", "random", "verbalizer"}
+    assert values["Recall@10"].nunique() == 1  # six candidates: the order cannot matter
+    assert values["NDCG@10"].nunique() == 3 and (table["users"] == 30).all()
+    own = metrics.score_table(lists, target)["MRR@10"].mean()
+    assert values.loc["its own order", "MRR@10"] == pytest.approx(own)
+    hits = values.loc["random", "Recall@10"]
+    by_chance = hits * np.mean([1 / np.log2(rank + 1) for rank in range(1, 7)])
+    assert values.loc["random", "NDCG@10"] == pytest.approx(by_chance, rel=0.15)
+
+
+def test_title_vectors_start_close_for_movies_watched_together(tiny):
+    before = tiny.model.get_input_embeddings().weight.detach().clone()
+    random = np.random.default_rng(0)
+    rows = [  # even users watch the first half of the catalogue, odd ones the second
+        (user, int(movie) + 20 * (user % 2))
+        for user in range(40)
+        for movie in random.permutation(20)[:10]
+    ]
+    table = pd.DataFrame(rows, columns=["userId", "movieId"])
+    seen = sequential.Interactions.of(table, np.arange(40))
+    vt.start_from_counts(tiny, seen, TITLE_OF)
+    after = tiny.model.get_input_embeddings().weight.detach()
+    ids = [tiny.tokenizer(prompts.quote(title))["input_ids"][0] for title in TITLES]
+    others = [i for i in range(len(after)) if i not in ids]
+    assert torch.equal(after[others], before[others])
+    vectors = torch.nn.functional.normalize(after[ids], dim=1)
+    likeness = vectors @ vectors.T - torch.eye(40)
+    within = likeness[:20, :20].sum() / 380
+    across = likeness[:20, 20:].mean()
+    assert within > across + 0.1
