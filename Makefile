@@ -18,7 +18,7 @@ help:
 	@echo "make run    set up, run notebooks 01-05, print the ranked list of movies"
 	@echo "make test   set up, run every test, notebooks included"
 	@echo "make lab    set up, open JupyterLab"
-	@echo "make bench  time our grid search beside the article's loop"
+	@echo "make bench  time our grid search beside the article's loop, and LRURec if torch is there"
 	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
 	@echo "make lock   write the two locks anew (needs uv)"
 	@echo "make clean  remove the virtual environment and all caches but your own LLM replies"
@@ -51,6 +51,9 @@ lab: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python tests/benchmarks/bench_grid.py
+	@if $(BIN)/python -c 'import torch, safetensors' 2>/dev/null; then \
+		$(BIN)/python tests/benchmarks/bench_lru.py; \
+		else echo "The benchmark of LRURec needs PyTorch: pip install -e '.[llamarec]'"; fi
 
 doctor: $(READY)
 	@$(BIN)/python -m helpers.doctor

@@ -9,12 +9,17 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-def completion(text, finish="stop", refusal=None, usage=True):
+def completion(text, finish="stop", refusal=None, usage=True, logprobs=None):
+    """Return a reply; ``logprobs`` lists (token, logprob), the token drawn first."""
     message = {"role": "assistant", "content": text, "refusal": refusal}
     body = {
         "id": "x", "object": "chat.completion", "created": 0, "model": "served",
         "choices": [{"index": 0, "message": message, "finish_reason": finish}],
     }  # fmt: skip
+    if logprobs is not None:
+        listed = [{"token": token, "logprob": value, "bytes": None} for token, value in logprobs]
+        content = [{**listed[0], "top_logprobs": listed}] if listed else []
+        body["choices"][0]["logprobs"] = {"content": content, "refusal": None}
     if usage:
         body["usage"] = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
     return body
@@ -72,7 +77,7 @@ def serve(*steps):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.steps, server.requests, server.authorization = list(steps), [], None
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     try:
         yield server

@@ -21,6 +21,8 @@ EXTRA_LOCK = (ROOT / "requirements-llamarec.lock").read_text()
 EXTRA_PINS = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", EXTRA_LOCK, re.MULTILINE))
 CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+LLAMAREC = [Requirement(text) for text in PROJECT["optional-dependencies"]["llamarec"]]
+EXTRA_MODULES = {"neural", "verbalizer_torch"}  # they need the llamarec extra
 
 
 @pytest.mark.parametrize("requirement", CORE + DEV, ids=str)
@@ -29,17 +31,35 @@ def test_the_lock_satisfies_every_requirement(requirement):
     assert pins and all(requirement.specifier.contains(pin) for pin in pins)
 
 
+def imports(path) -> set[str]:
+    """The full names of all modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
 def test_every_import_of_the_package_is_declared():
     """What comes along with another package today may not come along tomorrow."""
-    imported = set()
+    modules = list((ROOT / "src" / "helpers").glob("*.py"))
+    assert {path.stem for path in modules} > EXTRA_MODULES
+    for extra in (False, True):
+        full = set().union(*(imports(p) for p in modules if (p.stem in EXTRA_MODULES) == extra))
+        imported = {name.split(".")[0] for name in full}
+        foreign = {name.lower() for name in imported - set(sys.stdlib_module_names) - {"helpers"}}
+        allowed = CORE + LLAMAREC if extra else CORE
+        assert foreign <= {requirement.name for requirement in allowed}
+        assert foreign >= ({"torch", "safetensors"} if extra else {"pyspark", "openai"})
+
+
+def test_the_core_does_not_import_what_needs_an_extra():
     for path in (ROOT / "src" / "helpers").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                imported.add(node.module.split(".")[0])
-    foreign = {name.lower() for name in imported - set(sys.stdlib_module_names) - {"helpers"}}
-    assert {"pyspark", "openai"} <= foreign <= {requirement.name for requirement in CORE}
+        if path.stem not in EXTRA_MODULES:
+            used = {name.removeprefix("helpers.").split(".")[0] for name in imports(path)}
+            assert not used & EXTRA_MODULES, path.name
 
 
 def test_every_pin_has_a_hash():

@@ -39,6 +39,7 @@ class Settings:
     llm_budget_usd: float | None = None
     llm_price_in: float | None = None
     llm_price_out: float | None = None
+    llamarec_base_model: str | None = None
 
     @property
     def data_dir(self) -> Path:
@@ -94,6 +95,7 @@ class Settings:
             llm_budget_usd=_optional(env, "LLM_BUDGET_USD"),
             llm_price_in=_optional(env, "LLM_PRICE_IN"),
             llm_price_out=_optional(env, "LLM_PRICE_OUT"),
+            llamarec_base_model=env.get("LLAMAREC_BASE_MODEL", "").strip() or None,
         )
 
 
