@@ -25,6 +25,19 @@ def completion(text, finish="stop", refusal=None, usage=True, logprobs=None):
     return body
 
 
+FAULTS = {
+    "rate_limited": ("status", 429),
+    "server_error": ("status", 500),
+    "rejected": ("status", 400),
+    "connection": "cut",
+    "malformed": ("raw", b"<html>not json</html>"),
+    "refusal": ("ok", completion(None, refusal="no")),
+    "truncated": ("ok", completion('{"ranking": [', finish="length")),
+    "empty": ("ok", completion("  ")),
+}
+"""What the server is to do, by the kind of fault that ``llm.ask`` must call it."""
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 

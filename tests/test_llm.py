@@ -7,7 +7,7 @@ import json
 
 import openai
 import pytest
-from misbehaving_server import completion, serve
+from misbehaving_server import FAULTS, completion, serve
 
 from helpers import llm, prompts, ranking
 from helpers.replies import Reply, request_key, write_jsonl
@@ -37,18 +37,6 @@ def ask(settings, **options):
         return llm.ask(client, MESSAGES, model=llm.model(settings), **options)
     finally:
         client.close()
-
-
-FAULTS = {
-    "rate_limited": ("status", 429),
-    "server_error": ("status", 500),
-    "rejected": ("status", 400),
-    "connection": "cut",
-    "malformed": ("raw", b"<html>not json</html>"),
-    "refusal": ("ok", completion(None, refusal="no")),
-    "truncated": ("ok", completion('{"ranking": [', finish="length")),
-    "empty": ("ok", completion("  ")),
-}
 
 
 @pytest.mark.parametrize("kind", FAULTS)

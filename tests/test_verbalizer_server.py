@@ -9,7 +9,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from misbehaving_server import completion, serve
+from misbehaving_server import FAULTS, completion, serve
 
 from helpers import llm, verbalizer
 from helpers.settings import Settings
@@ -112,17 +112,8 @@ def test_without_letters_the_list_is_asked_for(offline, name):
     assert every["messages"][-1]["content"].split("Rank all")[0] in one["messages"][-1]["content"]
 
 
-FAULTS = {
-    "rate_limited": ("status", 429),
-    "server_error": ("status", 500),
-    "rejected": ("status", 400),
-    "connection": "cut",
-    "malformed": ("raw", b"<html>not json</html>"),
-    "refusal": ("ok", completion(None, refusal="no")),
-}
-
-
-@pytest.mark.parametrize("kind", FAULTS)
+# One token is truncated by design, and an empty text may still carry logprobs.
+@pytest.mark.parametrize("kind", sorted(set(FAULTS) - {"truncated", "empty"}))
 def test_a_fault_leads_to_the_list_or_to_the_given_order(offline, kind):
     got, _ = ask(offline, FAULTS[kind], LISTED)
     assert (got.path, got.kind, got.order) == ("json", kind, [2, 0, 1, 3]) and got.why
