@@ -110,10 +110,8 @@ def test_mode_none_ignores_records_and_notes_the_request(offline):
 
 
 def test_parse_reads_a_recorded_profile(offline):
-    from openai.lib._parsing._completions import type_to_response_format_param
-
     profile = prompts.Profile(summary="s", genres=[], eras=[], themes=[], dislikes=[])
-    schema = type_to_response_format_param(prompts.Profile)
+    schema = llm.response_format(prompts.Profile)
     body = {"messages": MESSAGES, "response_format": schema}
     reply = Reply(request_key(body), completion(profile.model_dump_json()), "", body)
     write_jsonl([reply], offline.replies_dir / "x.jsonl")

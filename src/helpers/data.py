@@ -19,7 +19,7 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -649,6 +649,20 @@ def result_path(name: str, dataset: Dataset, settings: Settings | None = None) -
     return folder / f"{name}.csv"
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to; it takes the place of ``path`` only when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 def save_result(
     table: pd.DataFrame, name: str, dataset: Dataset, settings: Settings | None = None
 ) -> Path:
@@ -657,15 +671,8 @@ def save_result(
     Only numbers from the verified release go to the committed ``data/results``.
     """
     path = result_path(name, dataset, settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing(path) as fresh:
         table.to_csv(fresh, index=False, float_format="%.6f", encoding="utf-8", lineterminator="\n")
-        Path(fresh).chmod(0o644)
-        Path(fresh).replace(path)
-    finally:
-        Path(fresh).unlink(missing_ok=True)
     return path
 
 

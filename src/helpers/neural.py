@@ -22,9 +22,7 @@ import ctypes
 import hashlib
 import json
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -607,20 +605,6 @@ def fingerprint(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; it takes the place of ``path`` only when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
 def save(network: Network, path: Path, **metadata: str) -> None:
     """Write the weights as safetensors with settings and catalogue fingerprint, or nothing."""
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
@@ -630,7 +614,7 @@ def save(network: Network, path: Path, **metadata: str) -> None:
         "catalogue_size": str(len(network.items)),
         **metadata,
     }
-    with _replacing(path) as fresh:
+    with data.replacing(path) as fresh:
         save_file(weights, fresh, facts)
 
 
@@ -850,7 +834,7 @@ def _save_state(
         **{name: part.state_dict() for name, part in live.items()},
         **asdict(done),
     }
-    with _replacing(path) as fresh:
+    with data.replacing(path) as fresh:
         torch.save(state, fresh)
 
 
