@@ -94,7 +94,7 @@ class Search:
         return np.round(self._index.get_scores(tokens).astype(float), 4)
 
     def top(self, query: str, n: int = 20) -> list[int]:
-        """Return the ``movieId`` of the best ``n`` items that match at all, ties to the lower id."""
+        """Return the best ``n`` items that match at all, as movieIds, ties to the lower one."""
         scores = self.scores(query)
         order = np.lexsort((self.movie_ids, -scores))[:n]
         return [int(self.movie_ids[place]) for place in order if scores[place] > 0]
@@ -125,8 +125,11 @@ def names_of(title: str) -> list[str]:
     """
     bare = re.sub(r"\s*\(\d{4}[^)]*\)\s*$", "", title)
     inside = [re.sub(r"^a\.?k\.?a\.?\s*", "", part) for part in re.findall(r"\(([^()]*)\)", bare)]
+    outside = re.sub(r"\s*\([^()]*\)", "", bare)
+    # "Star Wars: Episode IV - A New Hope" is called by its first or its last part.
+    episode = re.match(r"(.+): Episode [IVX]+ - (.+)$", outside)
     found = []
-    for name in [re.sub(r"\s*\([^()]*\)", "", bare), *inside]:
+    for name in [outside, *inside, *(episode.groups() if episode else ())]:
         moved = re.match(rf"(.*), ({ARTICLES})$", name.strip(), re.IGNORECASE)
         found += [normal(f"{moved[2]} {moved[1]}"), normal(moved[1])] if moved else [normal(name)]
     return [name for name in dict.fromkeys(found) if name]
@@ -174,8 +177,8 @@ class Titles:
         most similar one (``similar``) if both hold the same numbers: a sequel is not its original.
         """
         wanted = names_of(clean(title, 300))
-        for offset in (0, -1, 1):
-            known = self._by_year.get(year + offset, [])
+        for at in (year, year - 1, year + 1, 0):  # 0: the catalogue does not know the year
+            known = self._by_year.get(at, [])
             for name in wanted:
                 if hits := [movie_id for other, movie_id in known if other == name]:
                     return Match(min(hits), "exact", 100.0)

@@ -230,3 +230,56 @@ def nearest(texts: pd.Series, vectors: np.ndarray, movie_id: int, n: int = 5) ->
     rest = scores.drop(movie_id).rename_axis("movieId").rename("cosine").reset_index()
     rest = rest.sort_values(["cosine", "movieId"], ascending=[False, True])
     return rest.head(n).set_index("movieId")["cosine"]
+
+
+# --- a sequence model that starts from the vectors ------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train LRURec with item embeddings that start from the vectors, and record its test ranks."""
+    import argparse
+
+    import torch
+
+    from helpers import content, neural
+
+    parser = argparse.ArgumentParser(prog="python -m helpers.embeddings", description=main.__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    settings = Settings.from_env()
+    dataset = data.locate(settings)
+    print(dataset.describe())
+    protocol = neural.Protocol.of(data.load_pandas(dataset, "ratings"))
+    movies = data.load_pandas(dataset, "movies").set_index("movieId")
+    catalogue = movies.loc[protocol.known.items].reset_index()
+    held_out = pd.concat([protocol.parts.test, protocol.parts.validation])
+    texts = content.item_texts(catalogue, data.load_pandas(dataset, "tags"), held_out)
+    config = neural.Config.of("lrurec", seed=options.seed)
+    start = neural.start_from(embed(texts.tolist(), settings, progress="embedding"), config.dim)
+    done = neural.train(
+        protocol.seen,
+        protocol.parts.validation,
+        config,
+        settings.cache_dir / "neural" / f"lrurec_from_text_seed{config.seed}.safetensors",
+        command=f"python -m helpers.embeddings --seed {config.seed}",
+        start=start,
+    )
+    rows = neural.ranks_on_test(done.network, protocol).assign(
+        system="LRURec, text start", seed=config.seed, epochs=1 + int(np.argmax(done.history))
+    )
+    path = data.result_path(RANKS, dataset, settings)
+    if path.is_file():
+        old = pd.read_csv(path)
+        rows = pd.concat([old.loc[old["seed"] != config.seed], rows], ignore_index=True)
+    rows = rows.sort_values(["seed", "userId"], kind="stable")
+    data.save_result(rows, RANKS, dataset, settings)
+    print(f"Validation Recall@10 {done.best:.4f}, recorded in {path.name}")
+    return 0
+
+
+RANKS = "08_start_ranks"
+
+if __name__ == "__main__":
+    raise SystemExit(main())
