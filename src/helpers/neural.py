@@ -100,7 +100,7 @@ class Config:
 # 1e-3 or 2e-3 with a running mean, dropout 0.5 from the authors' tuned run (one run with other
 # settings had been tested before). The others: learning rate 1e-3 or 2e-3, dropout 0.2 or 0.5,
 # length 50 or 200, running mean 0 or 0.995, not all combined, patience 5, and none tested before;
-# data/results/07_tuning.csv has every trial. One layer is NARM's own, and was not tuned.
+# data/results/07_tuning.csv has every finished trial. One layer is NARM's own, and was not tuned.
 CHOSEN: dict[str, dict[str, Any]] = {
     "lrurec": {"learning_rate": 2e-3},
     "sasrec": {"learning_rate": 2e-3, "dropout": 0.2, "length": 50, "average": 0.0},
