@@ -433,6 +433,13 @@ def test_the_command_trains_and_records_beside_other_rows(tmp_path, monkeypatch,
     monkeypatch.setenv("HELPERS_HOME", str(tmp_path))
     monkeypatch.setenv("MOVIELENS_DIR", str(folder))
     monkeypatch.setattr(neural, "CHOSEN", dict.fromkeys(MODELS, SMALL | {"epochs": 1}))
+    monkeypatch.setattr(neural, "usable_cores", lambda: 1)
+    assert neural.main(["--model", "lrurec", "--seed", "1"]) == 0
+    assert "CPU threads: 1, the fastest here" in capsys.readouterr().out
+    for wrong in ("0", "many"):
+        with pytest.raises(SystemExit):
+            neural.main(["--threads", wrong])
+    assert "give 'auto' or a number of at least 1" in capsys.readouterr().err
     for model, seed in (("sasrec", 0), ("lrurec", 1), ("lrurec", 1)):
         assert neural.main(["--model", model, "--seed", str(seed), "--threads", "1"]) == 0
     assert "Test Recall@10" in capsys.readouterr().out
@@ -446,6 +453,51 @@ def test_the_command_trains_and_records_beside_other_rows(tmp_path, monkeypatch,
     share = (ranks.loc[ranks.system == "sasrec", "rank"] <= 10).mean()
     row = got.loc[(got.system == "sasrec") & (got.metric == "Recall@10"), "value"]
     assert row.item() == pytest.approx(share, abs=1e-6)
+
+
+class Watch:
+    """A clock that a step moves on, by seconds that depend on the number of threads."""
+
+    def __init__(self, seconds: dict[int, list[float]]) -> None:
+        self.now, self.seconds, self.tried = 0.0, seconds, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def step(self) -> None:
+        threads = torch.get_num_threads()
+        each = self.seconds[threads]
+        self.now += each[self.tried.count(threads) % len(each)]
+        self.tried.append(threads)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "fastest"),
+    [
+        ({1: [3.0], 2: [2.0], 4: [5.0]}, 4, 2),
+        ({1: [1.0], 2: [2.0], 4: [5.0]}, 4, 1),
+        ({1: [9.0], 2: [8.0], 4: [7.0], 6: [6.0]}, 6, 6),  # not a power of two
+        ({1: [4.0], 2: [9.0, 9.0, 3.0]}, 2, 2),  # two of three times disturbed by others
+        ({1: [2.0], 2: [2.0]}, 2, 1),  # no gain: the fewer
+    ],
+)
+def test_the_number_of_threads_is_the_fastest_measured(seconds, most, fastest):
+    watch = Watch(seconds)
+    assert neural.fastest_threads(watch.step, most, clock=watch) == fastest
+    assert set(watch.tried) == set(seconds) and torch.get_num_threads() == 1
+
+
+def test_one_core_leaves_nothing_to_measure():
+    watch = Watch({1: [1.0]})
+    assert neural.fastest_threads(watch.step, 1, clock=watch) == 1 and not watch.tried
+    assert 1 <= neural.fastest_threads(lambda: None) <= neural.usable_cores()
+
+
+def test_timing_batches_leaves_the_callers_seed_alone(seen):
+    step = neural.training_step(seen, Config.of("lrurec", **SMALL))
+    before = torch.get_rng_state()
+    step()
+    assert torch.equal(before, torch.get_rng_state())
 
 
 # --- bad input --------------------------------------------------------------------------------

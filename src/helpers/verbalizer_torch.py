@@ -19,7 +19,7 @@ import contextlib
 import importlib.util
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -600,19 +600,22 @@ def efficiency(
     *,
     candidates: int = CANDIDATES,
     history: int = verbalizer.MAX_HISTORY,
-    repeats: int = 3,
+    repeats: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Time one forward pass beside generating the ranked list, both for one user.
 
     The same model and the same prompt; titles are random tokens, so that they have exactly the
     length asked for. The list holds every candidate's title and a line break, generated greedily,
-    token by token with cached keys and values. The pass is the median of ``repeats``, the list,
-    which takes hundreds of passes, is generated once.
+    token by token with cached keys and values. Lengths, passes and lists take turns for ``repeats``
+    rounds (a pass before and after each list), and medians count. On a CPU with one thread the
+    clock is the processor time of this process, which other programs do not lengthen by taking
+    turns on the core (they can still slow it, by filling caches); else it is the time that passes.
 
     Returns:
-        One row per length: ``title_tokens, prompt_tokens, output_tokens, one_pass_s, list_s`` and
-        ``ratio``, list over pass.
+        One row per length: ``title_tokens, prompt_tokens, output_tokens, one_pass_s, list_s``,
+        ``ratio``, list over pass, and ``ratio_low`` and ``ratio_high``, the smallest and largest
+        ratio of a round.
 
     Raises:
         VerbalizerError: prompt and list together are too long for the model, or memory runs out.
@@ -620,9 +623,8 @@ def efficiency(
     random = torch.Generator().manual_seed(seed)
     frame = len(ranker.encode(Prompt(("",), ("",)))) + 3 * candidates + history
     size = ranker.model.get_input_embeddings().weight.shape[0]
-    ranker.model.eval()
-    rows = []
-    for length in tqdm(title_lengths, desc="efficiency", unit="length"):
+    asked = {}
+    for length in title_lengths:
         width = frame + length * (candidates + history)
         output = candidates * (length + 1)
         if width + output > ranker.limit:
@@ -630,22 +632,38 @@ def efficiency(
                 f"Titles of {length} tokens need {width + output} tokens in all and {ranker.name} "
                 f"holds {ranker.limit}: leave the longer titles out."
             )
-        ids = torch.randint(size, (1, width), generator=random).to(ranker.device)
-        with _memory(1), torch.inference_mode():
-            if not rows:
-                _seconds(ranker.model, ids, 2)  # the first call of all is slower
-            once = [_seconds(ranker.model, ids, 1) for _ in range(repeats)]
-            every = _seconds(ranker.model, ids, output)
-        one = float(np.median(once))
-        rows.append((length, width, output, one, every, every / one))
+        asked[length] = torch.randint(size, (1, width), generator=random).to(ranker.device), output
+    ranker.model.eval()
+    alone = ranker.device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    times: dict[int, list[tuple[float, float]]] = {length: [] for length in asked}
+    with (
+        _memory(1),
+        torch.inference_mode(),
+        tqdm(total=repeats * len(asked), desc="efficiency", unit="list") as bar,
+    ):
+        _seconds(ranker.model, next(iter(asked.values()))[0], 2, clock)  # the first call is slower
+        for _ in range(repeats):
+            for length, (ids, output) in asked.items():
+                before, every, after = (
+                    _seconds(ranker.model, ids, tokens, clock) for tokens in (1, output, 1)
+                )
+                times[length].append(((before + after) / 2, every))
+                bar.update()
+    rows = []
+    for length, pairs in times.items():
+        one, every = np.median(pairs, axis=0)
+        each = [listed / single for single, listed in pairs]
+        ids, output = asked[length]
+        rows.append((length, ids.shape[1], output, one, every, every / one, min(each), max(each)))
     names = ["title_tokens", "prompt_tokens", "output_tokens", "one_pass_s", "list_s", "ratio"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=[*names, "ratio_low", "ratio_high"])
 
 
-def _seconds(model: Any, ids: torch.Tensor, tokens: int) -> float:
-    start = time.perf_counter()
+def _seconds(model: Any, ids: torch.Tensor, tokens: int, clock: Callable[[], float]) -> float:
+    start = clock()
     _generate(model, ids, tokens).cpu()  # waits for the GPU
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _generate(model: Any, ids: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -742,6 +760,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=40, help="targets per user, from the end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; fixes the numbers")
+    parser.add_argument("--only-time", action="store_true", help="save 07_efficiency.csv alone")
     parser.add_argument("--save", type=Path, help="folder for the trained model")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
@@ -751,6 +770,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     protocol = Protocol.of(dataset)
     ranker, name, rate = prepare(protocol, settings, asked.steps, asked.seed)
     print(f"Model: {ranker.name}, on {ranker.device.type}")
+    if not asked.only_time:
+        _train_and_test(ranker, name, rate, protocol, asked, dataset, settings)
+    table = efficiency(ranker)
+    print(table.round(3).to_string(index=False))
+    print(data.save_result(table, "07_efficiency", dataset, settings).name, "saved")
+
+
+def _train_and_test(
+    ranker: Verbalizer,
+    name: str,
+    rate: float,
+    protocol: Protocol,
+    asked: argparse.Namespace,
+    dataset: data.Dataset,
+    settings: Settings,
+) -> None:
+    """Train the verbalizer and save ``07_verbalizer.csv``."""
     examples = training_prompts(
         protocol.split.train, protocol.items, protocol.titles, steps=asked.steps, seed=asked.seed
     )
@@ -765,9 +801,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = compare_orders(ranker, protocol, name)
     print(table.loc[table["metric"].str.endswith("@10")].round(4).to_string(index=False))
     print(data.save_result(table, "07_verbalizer", dataset, settings).name, "saved")
-    table = efficiency(ranker)
-    print(table.round(3).to_string(index=False))
-    print(data.save_result(table, "07_efficiency", dataset, settings).name, "saved")
 
 
 def prepare(
