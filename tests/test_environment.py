@@ -22,7 +22,7 @@ EXTRA_PINS = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", EXTRA_LOCK, re.
 CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
 LLAMAREC = [Requirement(text) for text in PROJECT["optional-dependencies"]["llamarec"]]
-EXTRA_MODULES = {"neural", "verbalizer_torch"}  # they need the llamarec extra
+EXTRA_MODULES = {"neural", "verbalizer_torch", "adapting"}  # they need the llamarec extra
 
 
 @pytest.mark.parametrize("requirement", CORE + DEV, ids=str)
