@@ -302,7 +302,12 @@ def test_a_named_model_is_loaded_and_answers_by_letter(course, base, tmp_path):
     base.model.save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
     named = ad.load(
-        Settings.from_env({"HELPERS_HOME": str(tmp_path), "LLAMAREC_BASE_MODEL": str(tmp_path)})
+        Settings.from_env(
+            {
+                "HELPERS_HOME": str(ad.Path(__file__).parents[1]),
+                "LLAMAREC_BASE_MODEL": str(tmp_path),
+            }
+        )
     )
     asked = [ad.instruction(one, letters=True) for one in course.train["rank"][:4]]
     for row, own in zip(named.scores(asked), base.scores(asked), strict=True):
