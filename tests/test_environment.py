@@ -22,7 +22,8 @@ EXTRA_PINS = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", EXTRA_LOCK, re.
 CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
 LLAMAREC = [Requirement(text) for text in PROJECT["optional-dependencies"]["llamarec"]]
-EXTRA_MODULES = {"content", "embeddings", "neural", "verbalizer_torch"}  # they need the llamarec extra
+# They need the llamarec extra.
+EXTRA_MODULES = {"adapting", "content", "embeddings", "neural", "verbalizer_torch"}
 
 
 @pytest.mark.parametrize("requirement", CORE + DEV, ids=str)
