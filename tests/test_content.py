@@ -114,7 +114,7 @@ def test_a_title_of_300_characters_is_cut():
 def test_search_ranks_rare_words_first_and_ties_by_id():
     search = content.Search(content.item_texts(MOVIES, TAGS))
     assert search.top("cyberpunk action", 3)[0] == 1
-    assert set(search.top("emma")) == {8, 9} and search.top("emma")[0] in (8, 9)
+    assert set(search.top("emma")) == {8, 9}
     assert search.top("nothingmatchesthis") == [] and search.top("") == []
     assert len(search.scores("thriller")) == len(MOVIES)
     tie = content.Search(pd.Series({5: "same words", 3: "same words", 9: "other"}))

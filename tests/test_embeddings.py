@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("sentence_transformers")
 
-from helpers import embeddings
+from helpers import embeddings, llm
 from helpers.embeddings import EmbeddingError
 from helpers.settings import Settings
 
@@ -83,6 +83,19 @@ def test_empty_foreign_and_endless_texts(settings):
     assert embeddings.embed([], settings, make=fake).shape == (0, 3)
 
 
+def test_two_models_and_two_servers_share_no_cache(settings):
+    one = replace(settings, embedding_model="server:a/b", llm_base_url="http://one/v1")
+    paths = {
+        embeddings.cache_path(made.embedding_model, made)
+        for made in (
+            one,
+            replace(one, embedding_model="server:a_b"),
+            replace(one, llm_base_url="http://two/v1"),
+        )
+    }
+    assert len(paths) == 3
+
+
 def test_a_damaged_cache_says_what_to_delete(settings):
     embeddings.embed(["a"], settings, make=fake)
     (path,) = (settings.cache_dir / "embeddings").glob("*.parquet")
@@ -137,6 +150,18 @@ def server(settings):
     )
     http.shutdown()
     Server.answer = staticmethod(lambda texts: [[1.0, 2.0, 3.0] for _ in texts])
+
+
+def test_embeddings_count_against_the_budget(server):
+    body = {"model": "tiny", "input": ["x" * 400, "y" * 400]}
+    assert llm.estimate_tokens(body) == 200
+    budget = llm.Budget(max_tokens=1000)
+    reserved = budget.reserve(body)
+    budget.settle(reserved, body, {"data": [], "usage": {"prompt_tokens": 180}})
+    assert budget.spent_tokens == 180
+    with pytest.raises(EmbeddingError, match="did not return embeddings"):
+        embeddings.embed(["z" * 400], replace(server, llm_max_tokens=50))
+    assert files(server) == {}
 
 
 def test_a_server_answers_in_any_order(server):

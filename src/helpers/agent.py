@@ -97,8 +97,14 @@ def _ids(given: dict[str, Any] | None) -> list[int]:
     listed = (given or {}).get("movie_ids")
     if not isinstance(listed, list):
         return []
-    whole = [int(i) for i in listed if isinstance(i, int) or str(i).strip().isdigit()]
+    whole = [int(i) for i in listed if _is_whole(i)]
     return list(dict.fromkeys(whole))
+
+
+def _is_whole(value: object) -> bool:
+    if isinstance(value, str):
+        return value.strip().isascii() and value.strip().isdigit() and len(value) < 19
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _run(function: Tool | None, name: str, given: dict[str, Any] | None) -> str:
@@ -110,5 +116,5 @@ def _run(function: Tool | None, name: str, given: dict[str, Any] | None) -> str:
         return f"Error: there is no tool named {name}."
     try:
         return function(**given)
-    except (TypeError, ValueError, LookupError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         return f"Error: {name} could not be run ({error})."

@@ -46,7 +46,7 @@ def embed(
 ) -> np.ndarray:
     """Return one vector of length 1 per text, shape (n_texts, dim), float32.
 
-    Vectors are cached in ``data/cache/embeddings/MODEL.parquet`` by the SHA-256 of the text, so a
+    Vectors are cached in ``data/cache/embeddings``, a file per model, by the SHA-256 of the text: a
     text is embedded once. The cache is written in one atomic step after all vectors were checked:
     a failure leaves it as it was.
 
@@ -63,7 +63,7 @@ def embed(
     """
     settings = settings or Settings.from_env()
     name = settings.embedding_model or PACKAGED
-    path = settings.cache_dir / "embeddings" / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.parquet"
+    path = cache_path(name, settings)
     cleaned = [str(text)[:MAX_CHARACTERS].strip() or " " for text in texts]
     keys = [hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() for text in cleaned]
     cached = _read(path)
@@ -77,6 +77,17 @@ def embed(
     if not keys:
         return np.zeros((0, len(next(iter(cached.values()))) if cached else 0), dtype=np.float32)
     return np.stack([cached[key] for key in keys])
+
+
+def cache_path(name: str, settings: Settings) -> Path:
+    """Return where the vectors of a model are kept: a file of its own for each model and server."""
+    server = settings.llm_base_url if name.startswith("server:") else ""
+    mark = hashlib.sha256(f"{name}|{server}".encode()).hexdigest()[:8]
+    return (
+        settings.cache_dir
+        / "embeddings"
+        / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{mark}.parquet"
+    )
 
 
 def _make_all(

@@ -50,6 +50,8 @@ def estimate_tokens(body: Body) -> int:
     messages = body.get("messages") or []
     text = sum(len(str(message.get("content") or "")) for message in messages)
     text += len(json.dumps(body["response_format"])) if body.get("response_format") else 0
+    texts = body.get("input") or []  # of a request for embeddings
+    text += len(texts) if isinstance(texts, str) else sum(len(str(one)) for one in texts)
     return -(-text // 4) + 4 * len(messages)
 
 
@@ -108,6 +110,8 @@ class Budget:
         """Replace the reserved room by what was used; ``None`` for a request without an answer."""
         usage = (response or {}).get("usage") or {}
         tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if response is not None and "choices" not in response:
+            tokens_out = 0  # embeddings
         unknown = response is not None and (tokens_in is None or tokens_out is None)
         if response is None:
             tokens_in = tokens_out = 0
@@ -122,6 +126,8 @@ class Budget:
 
 def completion_limit(body: Body) -> int:
     """Return the most completion tokens a request may take (1000 where it does not say)."""
+    if "input" in body:
+        return 0  # embeddings complete nothing
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     return int(limit or DEFAULT_COMPLETION_TOKENS) * int(body.get("n") or 1)
 
