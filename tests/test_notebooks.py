@@ -16,7 +16,8 @@ from conftest import NOTEBOOK_RUNS, ROOT
 from helpers.data import locate
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-MEMORY_LIMIT_MB = 1600
+MEMORY_LIMIT_MB = 1600  # what runs on Binder, which has 2 GB
+MEMORY_LIMIT_OF_08_MB = 2600  # PyTorch and a JVM at once; it needs the extra, which Binder lacks
 CELL_TIMEOUT_S = 600
 
 
@@ -83,4 +84,5 @@ def test_notebook(path, which, request):
     NOTEBOOK_RUNS.append((path.stem, which, cells, seconds, memory.peak_mb))
     assert process.returncode == 0, output[-6000:]
     assert cells > 5
-    assert 100 < memory.peak_mb < MEMORY_LIMIT_MB, memory.parts
+    limit = MEMORY_LIMIT_OF_08_MB if path.stem.startswith("08") else MEMORY_LIMIT_MB
+    assert 100 < memory.peak_mb < limit, memory.parts

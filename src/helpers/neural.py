@@ -738,6 +738,7 @@ def train(
     device: str | None = None,
     progress: bool = True,
     command: str = "",
+    start: np.ndarray | None = None,
 ) -> Trained:
     """Train on ``seen``, keep the epoch with the best Recall@10 on ``validation`` in ``path``.
 
@@ -745,17 +746,25 @@ def train(
     ``seen``. After each epoch the state goes to ``path`` with the suffix ``.state``; called again
     after an interruption, training goes on there and ends with the same weights. A finished
     training of the same settings and data is loaded, not repeated. The same numbers come out on
-    the same machine with the same number of threads.
+    the same machine with the same number of threads. ``start``, of shape (n_items, dim), are item
+    embeddings to begin with in place of random ones; see :func:`start_from`.
 
     Raises:
-        NeuralError: ``path`` belongs to another training, no history has two items, or the
-            device's memory is full.
+        NeuralError: ``path`` belongs to another training, ``start`` has another shape, no history
+            has two items, or the device's memory is full.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     facts = {
         "command": command,
         "training": fingerprint(seen.items, seen.users, seen.row, seen.column),
     }
+    if start is not None:
+        if np.shape(start) != (len(seen.items), config.dim):
+            raise NeuralError(
+                f"start has shape {np.shape(start)}; it needs one row per item of the catalogue "
+                f"and {config.dim} columns, ({len(seen.items)}, {config.dim})."
+            )
+        facts["training"] += " from " + fingerprint(np.rint(start * 1e4))
     state_path = path.with_suffix(".state")
     if path.is_file() and not state_path.is_file():
         found = metadata_of(path)
@@ -770,6 +779,8 @@ def train(
         torch.manual_seed(config.seed)
         network = Network(config, seen.items)
         network.trained[:] = torch.from_numpy(seen.counts > 0)
+        if start is not None:
+            network.embed.weight.data[1 : len(seen.items) + 1] = torch.from_numpy(start).float()
         network.to(where)
         optimizer = torch.optim.AdamW(
             network.parameters(),
@@ -797,6 +808,24 @@ def train(
     save(best, path, **facts, history=json.dumps(done.history), finished="yes")
     state_path.unlink()
     return Trained(best, path, done.history)
+
+
+def start_from(vectors: np.ndarray, dim: int, spread: float = 0.02) -> np.ndarray:
+    """Return item vectors as embeddings to start from, shape (n_items, dim).
+
+    The first ``dim`` principal components of ``vectors``, scaled so that the standard deviation
+    over all entries is ``spread``, that of the random start.
+
+    Raises:
+        NeuralError: ``vectors`` has fewer than ``dim`` columns or rows.
+    """
+    centred = np.asarray(vectors, dtype=float) - np.mean(vectors, axis=0)
+    if min(centred.shape) < dim:
+        raise NeuralError(f"{centred.shape} vectors do not have {dim} principal components.")
+    left, values, right = np.linalg.svd(centred, full_matrices=False)
+    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
+    found = (left * values * signs)[:, :dim]
+    return found / found.std() * spread
 
 
 def _epoch(

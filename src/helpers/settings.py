@@ -40,6 +40,7 @@ class Settings:
     llm_price_in: float | None = None
     llm_price_out: float | None = None
     llamarec_base_model: str | None = None
+    embedding_model: str | None = None
 
     @property
     def data_dir(self) -> Path:
@@ -96,6 +97,7 @@ class Settings:
             llm_price_in=_optional(env, "LLM_PRICE_IN"),
             llm_price_out=_optional(env, "LLM_PRICE_OUT"),
             llamarec_base_model=env.get("LLAMAREC_BASE_MODEL", "").strip() or None,
+            embedding_model=env.get("EMBEDDING_MODEL", "").strip() or None,
         )
 
 
