@@ -51,7 +51,9 @@ def test_every_import_of_the_package_is_declared():
         full = set().union(*(imports(p) for p in modules if (p.stem in EXTRA_MODULES) == extra))
         imported = {name.split(".")[0] for name in full}
         foreign = {name.lower() for name in imported - set(sys.stdlib_module_names) - {"helpers"}}
-        foreign = {{"sklearn": "scikit-learn"}.get(name, name.replace("_", "-")) for name in foreign}
+        foreign = {
+            {"sklearn": "scikit-learn"}.get(name, name.replace("_", "-")) for name in foreign
+        }
         allowed = CORE + LLAMAREC if extra else CORE
         assert foreign <= {requirement.name for requirement in allowed}
         assert foreign >= ({"torch", "safetensors"} if extra else {"pyspark", "openai"})
