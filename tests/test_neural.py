@@ -670,6 +670,7 @@ def test_the_committed_weights_give_the_recorded_result(real):
     assert (stored["rank"].to_numpy() == ranks["rank"].to_numpy()).mean() > 0.95
 
 
+<<<<<<< HEAD
 def test_the_two_recorded_tables_agree():
     from conftest import ROOT
 
@@ -682,3 +683,33 @@ def test_the_two_recorded_tables_agree():
         found = neural.metrics_of(rows[["userId", "rank"]]).set_index("metric").value
         assert rows.userId.nunique() == len(rows) == 610
         assert np.allclose(said.loc[key, found.index], found, atol=1e-6), key
+=======
+# --- a start from vectors -------------------------------------------------------------------------
+
+
+def test_the_start_keeps_what_is_close_and_has_the_spread_of_a_random_one():
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(40, 64)) + 3.0
+    vectors[1] = vectors[0] + 0.01
+    start = neural.start_from(vectors, 16)
+    assert start.shape == (40, 16) and abs(start.std() - 0.02) < 1e-9
+    assert abs(start.mean(axis=0)).max() < 1e-9
+    gaps = np.linalg.norm(start - start[0], axis=1)
+    assert gaps[1] == np.sort(gaps)[1]  # the nearest one, itself aside
+    assert np.allclose(neural.start_from(vectors + 7.0, 16), start)  # a common shift says nothing
+    with pytest.raises(NeuralError, match="principal components"):
+        neural.start_from(vectors[:10], 16)
+
+
+def test_training_begins_at_the_start_given(parts, seen, tmp_path):
+    config = Config.of("lrurec", **(SMALL | {"epochs": 1, "average": 0.0, "learning_rate": 1e-9}))
+    start = np.random.default_rng(1).normal(size=(len(ITEMS), 16)) * 0.02
+    path = tmp_path / "from_vectors.safetensors"
+    done = neural.train(seen, parts.validation, config, path, progress=False, start=start)
+    kept = done.network.embed.weight[1 : len(ITEMS) + 1].detach().numpy()
+    assert np.allclose(kept, start, atol=1e-5)
+    with pytest.raises(NeuralError, match="another path"):  # not to be taken for the plain training
+        neural.train(seen, parts.validation, config, path, progress=False)
+    with pytest.raises(NeuralError, match="one row per item"):
+        neural.train(seen, parts.validation, config, path, progress=False, start=start[:, :3])
+>>>>>>> a75f44641ccfda3db6efc47b877d096c2b23ddb1
