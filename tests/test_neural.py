@@ -198,6 +198,16 @@ def test_no_score_sees_a_later_item(model, place):
     torch.testing.assert_close(scores(made, longer).view(3, 12, -1)[:, :10], before)
 
 
+@pytest.mark.parametrize("model", ["sasrec", "bert4rec"])
+def test_training_drops_values_but_no_attention_weights(model):
+    made = network(model, dropout=0.5).train()
+    batch = torch.arange(1, 9)[None]
+    layout = neural.Layout.of(batch != 0)
+    x, block = torch.randn(8, 16), made.blocks[0]
+    assert torch.equal(block.attend(x, layout), block.attend(x, layout))
+    assert not torch.equal(block(x, layout), block(x, layout))
+
+
 def test_bert4rec_looks_both_ways_but_never_at_a_hidden_item():
     """It is not causal: a later item moves earlier scores. Its guarantee is another one.
 
@@ -660,6 +670,20 @@ def test_the_committed_weights_give_the_recorded_result(real):
     assert (stored["rank"].to_numpy() == ranks["rank"].to_numpy()).mean() > 0.95
 
 
+<<<<<<< HEAD
+def test_the_two_recorded_tables_agree():
+    from conftest import ROOT
+
+    table = pd.read_csv(ROOT / "data" / "results" / "07_llamarec.csv")
+    stored = pd.read_csv(ROOT / "data" / "results" / "07_llamarec_ranks.csv")
+    assert not table.duplicated(["system", "seed", "metric"]).any()
+    said = table.pivot(index=["system", "seed"], columns="metric", values="value")
+    assert sorted(said.index) == sorted(stored.groupby(["system", "seed"]).groups)
+    for key, rows in stored.groupby(["system", "seed"]):
+        found = neural.metrics_of(rows[["userId", "rank"]]).set_index("metric").value
+        assert rows.userId.nunique() == len(rows) == 610
+        assert np.allclose(said.loc[key, found.index], found, atol=1e-6), key
+=======
 # --- a start from vectors -------------------------------------------------------------------------
 
 
@@ -688,3 +712,4 @@ def test_training_begins_at_the_start_given(parts, seen, tmp_path):
         neural.train(seen, parts.validation, config, path, progress=False)
     with pytest.raises(NeuralError, match="one row per item"):
         neural.train(seen, parts.validation, config, path, progress=False, start=start[:, :3])
+>>>>>>> a75f44641ccfda3db6efc47b877d096c2b23ddb1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -172,6 +173,16 @@ def test_any_tokens_give_a_permutation_and_a_distribution(listed, n):
     response = ChatCompletion.model_validate(completion("A", logprobs=listed))
     found = verbalizer.read_logprobs(response, n)
     assert set(found) <= set(range(n)) and all(value > 0 for value in found.values())
+    with patch.object(llm, "ask", lambda *_, **__: llm.Outcome("A", "ok", response=response)):
+        got = verbalizer.letter_distribution(None, MESSAGES, n)
+    assert sorted(got.order) == list(range(n)) and got.covered == len(found)
+    if not found:  # the stub's text is no list either
+        assert got.path == "none" and got.probabilities == () and got.order == list(range(n))
+        return
+    assert got.path == "logprobs" and len(got.probabilities) == n
+    assert math.fsum(got.probabilities) == pytest.approx(1) and min(got.probabilities) >= 0
+    sorted_as_said = [got.probabilities[place] for place in got.order]
+    assert sorted_as_said == sorted(got.probabilities, reverse=True) and 0 < got.mass <= 1
 
 
 def test_the_prompt_holds_what_the_paper_says_and_titles_cannot_leave_their_line():

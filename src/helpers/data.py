@@ -575,8 +575,8 @@ def split(
 def core(ratings: pd.DataFrame, k: int = 5) -> pd.DataFrame:
     """Return the k-core: drop users and movies with fewer than ``k`` ratings until none is left.
 
-    On ml-latest-small the 5-core has 610 users, 3,650 movies and 90,274 ratings, the size that
-    LlamaRec (Yue et al. 2023, table 1) prints for "ML-100k".
+    On ml-latest-small the 5-core has 610 users, 3,650 movies and 90,274 ratings: the users, items
+    and mean length (147.99) that LlamaRec (Yue et al. 2023, table 2) prints for "ML-100k".
 
     Raises:
         DataError: nothing is left.

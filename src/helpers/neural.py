@@ -299,14 +299,15 @@ class RecurrentBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """A Transformer block, causal for SASRec and looking both ways for BERT4Rec.
 
-    Normalised before each part, as in SASRec (Kang and McAuley 2018, section 3.3).
+    Normalised before each part, as in SASRec (Kang and McAuley 2018, section 3.3). Unlike the
+    originals it drops nothing from the attention weights; BERT4Rec's own blocks also normalise
+    after each part, and it projects once more before the scores (Sun et al. 2019, 3.3 to 3.5).
     """
 
     def __init__(self, config: Config) -> None:
         """Set up both parts."""
         super().__init__()
         self.causal, self.heads = config.model == "sasrec", config.heads
-        self.dropout = config.dropout
         self.project = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
         self.feed_forward = FeedForward(config.dim, config.dropout)

@@ -2,10 +2,12 @@
 
 Any Hugging Face causal LM, or a local folder with one, named by ``LLAMAREC_BASE_MODEL`` and tuned
 with LoRA as LlamaRec does (Yue et al. 2023, arXiv 2311.02089); without a name, a small model of the
-Llama architecture, trained from scratch here. The small one shows the mechanism. It has read
-nothing but prompts made of titles, so it knows no movies. Eight minutes on one CPU thread teach it
-to answer with a letter (its loss falls to that of guessing among 20, ln 20 = 3.0), but not which:
-its order of the test users' candidates is no better than a random one.
+Llama architecture, not pretrained on text. The small one shows the mechanism. In the command below
+its title vectors start from counts of what was watched nearby (:func:`start_from_counts`), which
+leave out the steps that it is trained on; all else starts at random and sees only the prompts.
+Eight minutes on one CPU thread teach it to answer with a letter (its loss falls to that of guessing
+among 20, ln 20 = 3.0), but not which: its order of the test users' candidates is no better than a
+random one.
 
 ``python -m helpers.verbalizer_torch`` trains the small model on the training sequences of the
 leave-one-out protocol (``MOVIELENS_DIR`` names the data; 15 minutes at most), and saves
