@@ -128,6 +128,8 @@ def test_the_prompt_with_examples_does_not_depend_on_the_answer(course):
     examples = ad.examples_for(course, "rank", user, 4)
     other = replace(question, truth=question.candidates[question.truth == question.candidates[0]])
     assert other.truth != question.truth
+    blind = replace(course, test={**course.test, "rank": {**course.test["rank"], user: other}})
+    assert ad.examples_for(blind, "rank", user, 4) == examples
     one, two = (ad.with_examples(q, examples) for q in (question, other))
     assert one.text == two.text and one.label != two.label
     assert one.text.count("Answer with a title :") == 5
@@ -288,6 +290,57 @@ def test_saved_weights_come_back_and_another_catalogue_is_refused(course, tmp_pa
         ad.load_base(other, path)
 
 
+def test_weights_with_a_tensor_too_few_or_too_many_are_refused(course, tmp_path):
+    from safetensors.torch import save_file
+
+    model, path = ad.small(course, seed=3), tmp_path / "base.safetensors"
+    every = {name: p.detach().contiguous() for name, p in model.model.named_parameters()}
+    facts = {"vocabulary": ad._vocabulary(model)}
+    lost = "model.layers.1.self_attn.q_proj.weight"
+    for changed in (
+        {name: p for name, p in every.items() if name != lost},
+        {**every, "model.layers.2.extra": torch.zeros(2)},
+    ):
+        save_file(changed, path, facts)
+        with pytest.raises(ad.AdaptingError, match="not this model's weights"):
+            ad.load_base(course, path)
+    save_file(every, path, facts)
+    assert torch.equal(dict(ad.load_base(course, path).model.named_parameters())[lost], every[lost])
+
+
+def test_the_base_is_pretrained_once_and_then_read(course, sample, settings, tmp_path, capsys):
+    short = replace(course, early=course.early.groupby("userId").head(3))
+    where = replace(settings, root=tmp_path)
+    first = ad.base_of(short, sample, where, epochs=1)
+    assert "loss" in capsys.readouterr().out
+    again = ad.base_of(short, sample, where, epochs=1)
+    assert "base: from" in capsys.readouterr().out
+    for one, two in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_model_that_is_not_built_like_llama_is_refused():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(ad.AdaptingError, match="GPT2LMHeadModel has no embed_tokens"):
+        ad.drop(model, 0.1)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(course, base):
+    prompt = ad.instruction(course.train["rank"][0])
+    n = len(base.tokenizer(prompt.text)["input_ids"])
+    for limit, tokens in ((n, 0), (n + 5, 5)):
+        model = base.clone()
+        model.model.config.max_position_embeddings = limit
+        if tokens:
+            model = ad.soft_prompt(model, tokens)
+        model.scores([prompt])
+        ad.vt._bare(model.model).config.max_position_embeddings = limit - 1
+        with pytest.raises(ad.AdaptingError, match=f"has {limit} tokens .* reads {limit - 1}"):
+            model.scores([prompt])
+
+
 def test_a_bad_base_model_is_one_clear_sentence(tmp_path):
     for name in (str(tmp_path), "no/such/model"):
         settings = Settings.from_env(
@@ -331,6 +384,80 @@ def test_rating_and_liking_metrics():
     assert ad.rmse([3.0, 5.0], [4.0, 4.0])[0] == 1
     value, low, high = ad.auc([0.9, 0.8, 0.2, 0.1], [True, False, True, False])
     assert value == 0.75 and low <= value <= high
+
+
+def ndcg_by_hand(ranks, users) -> float:
+    return sum(1 / np.log2(rank + 1) for rank in ranks if rank <= 10) / users
+
+
+def drawn(asked, seed=0) -> list[np.ndarray]:
+    """Log-probabilities of the answers that depend on the user and on the answer's name only."""
+    names = sorted({answer for one in asked for answer in one.answers})
+    score = np.random.default_rng(seed).normal(size=(len(asked), len(names)))
+    place = {name: i for i, name in enumerate(names)}
+    found = []
+    for row, one in zip(score, asked, strict=True):
+        raw = row[[place[answer] for answer in one.answers]]
+        found.append(raw - np.log(np.exp(raw).sum()))
+    return found
+
+
+def test_the_score_of_next_is_a_rank_among_unseen_titles_by_name(course):
+    questions = course.test["next"]
+    asked = [ad.instruction(one, course.catalogue) for one in questions.values()]
+    answers = drawn(asked)
+    known = course.protocol.split.known.groupby("userId")["movieId"].agg(set)
+    ranks = []
+    for (user, question), one, row in zip(questions.items(), asked, answers, strict=True):
+        seen = {ad.wrap(course.titles[item]) for item in known[user]}
+        left = {name: value for name, value in zip(one.answers, row, strict=True)
+                if name not in seen}  # fmt: skip
+        ranks.append(sum(value >= left[ad.wrap(question.truth)] for value in left.values()))
+    expected = ndcg_by_hand(ranks, len(questions))
+    assert expected > 0
+    assert ad.task_score("next", asked, answers, course)[0] == pytest.approx(expected)
+    turned = [row[::-1] for row in answers]  # the catalogue in another order
+    assert ad.task_score("next", asked, turned, course)[0] != pytest.approx(expected)
+
+
+def test_the_score_of_rank_counts_users_without_a_question(course):
+    questions = course.test["rank"].values()
+    asked = [ad.instruction(one) for one in questions]
+    answers = drawn(asked)
+    ranks = []
+    for question, one, row in zip(questions, asked, answers, strict=True):
+        own = row[one.answers.index(ad.wrap(question.truth))]
+        ranks.append(1 + sum(value > own for value in row))
+    users = len(course.protocol.test[2])
+    assert users > len(ranks)
+    found = ad.task_score("rank", asked, answers, course)
+    assert found[0] == pytest.approx(ndcg_by_hand(ranks, users)) and found[1] < found[0] < found[2]
+
+
+@pytest.mark.parametrize("form", [ad.instruction, ad.document])
+def test_the_scores_of_rate_and_like_by_hand(course, form):
+    asked = [form(one) for one in course.test["rate"].values()]
+    answers = drawn(asked)
+    errors = [
+        (sum(p * float(stars) for p, stars in zip(np.exp(row), ad.STARS, strict=True))
+         - float(question.truth)) ** 2
+        for question, row in zip(course.test["rate"].values(), answers, strict=True)
+    ]  # fmt: skip
+    found = ad.task_score("rate", asked, answers, course)[0]
+    assert found == pytest.approx(np.mean(errors) ** 0.5)
+
+    questions = course.test["like"].values()
+    asked = [form(one) for one in questions]
+    answers = drawn(asked, 1)
+    good = {"yes", "4.0", "4.5", "5.0"}
+    says = [
+        sum(np.exp(value) for name, value in zip(one.answers, row, strict=True) if name in good)
+        for one, row in zip(asked, answers, strict=True)
+    ]
+    yes = [a for a, question in zip(says, questions, strict=True) if float(question.truth) >= 4]
+    no = [a for a, question in zip(says, questions, strict=True) if float(question.truth) < 4]
+    wins = np.mean([(a > b) + (a == b) / 2 for a in yes for b in no])
+    assert ad.task_score("like", asked, answers, course)[0] == pytest.approx(wins)
 
 
 # --- P5, POD, encoder -----------------------------------------------------------------------------
@@ -410,3 +537,125 @@ def test_trivial_rows_are_those_of_the_retriever(course):
     own = ad.metrics.score_table(lists, target)["NDCG@10"].mean()
     assert found["transition counts"]["rank"][0] == pytest.approx(own)
     assert isinstance(course.early, pd.DataFrame) and found["random"]["like"][0] == 0.5
+
+
+def test_popularity_and_mean_ratings_by_hand(course):
+    found = ad.trivial_tasks(course)
+    _, lists, target = course.protocol.test
+    known = course.protocol.split.known
+    count = dict.fromkeys((int(item) for item in course.protocol.items), 0)
+    watched: dict[int, set[int]] = {}
+    for row in known.itertuples():
+        count[row.movieId] += 1
+        watched.setdefault(row.userId, set()).add(row.movieId)
+    pools = lists.groupby("userId")["movieId"].agg(list)
+    in_lists, in_all = [], []
+    for row in target.itertuples():
+        for ranks, pool in ((in_lists, pools[row.userId]), (in_all, count)):
+            left = [item for item in pool if item not in watched[row.userId]]
+            left.sort(key=lambda item: (-count[item], item))
+            if row.movieId in left:
+                ranks.append(left.index(row.movieId) + 1)
+    users = len(target)
+    assert found["popularity"]["rank"][0] == pytest.approx(ndcg_by_hand(in_lists, users))
+    assert found["popularity"]["next"][0] == pytest.approx(ndcg_by_hand(in_all, users))
+
+    mean = sum(known["rating"]) / len(known)
+    of_user, of_item = {}, {}
+    for user, rows in known.groupby("userId"):
+        of_user[user] = sum(rows["rating"] - mean) / (len(rows) + 5)
+    for item, rows in known.groupby("movieId"):
+        left = [r.rating - mean - of_user[r.userId] for r in rows.itertuples()]
+        of_item[item] = sum(left) / (len(left) + 5)
+    errors, flat = [], []
+    for row in target.itertuples():
+        guess = mean + of_user[row.userId] + of_item.get(row.movieId, 0.0)
+        errors.append((guess - row.rating) ** 2)
+        flat.append((mean - row.rating) ** 2)
+    assert found["user and movie means"]["rate"][0] == pytest.approx(np.mean(errors) ** 0.5)
+    assert found["overall mean"]["rate"][0] == pytest.approx(np.mean(flat) ** 0.5)
+
+
+# --- the measurement, in small --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def toy(course) -> ad.Course:
+    """All test questions, 20 training questions a task, short documents."""
+    train = {task: course.train[task][:20] for task in ad.TASKS}
+    users = {task: course.train_users[task][:20] for task in ad.TASKS}
+    early = course.early.groupby("userId").head(6)
+    return replace(course, train=train, train_users=users, early=early)
+
+
+@pytest.fixture(scope="module")
+def reader(toy, base) -> tuple:
+    """An encoder after two epochs, with the losses."""
+    bert = ad.encoder(base)
+    return bert, ad.pretrain_encoder(bert, base.tokenizer, toy, 2)
+
+
+def test_an_encoder_learns_to_fill_gaps_and_answers_the_same_in_any_batch(toy, base, reader):
+    bert, losses = reader
+    assert losses[1] < losses[0]
+    asked = [ad.document(one, toy.catalogue) for one in list(toy.test["next"].values())[:6]]
+    asked[0] = replace(asked[0], text=" ".join([ad.WATCHED, toy.catalogue[0]]))  # a short one
+    together = ad.encoder_answers(bert, base.tokenizer, asked, base)
+    for one, row in zip(asked, together, strict=True):
+        alone = ad.encoder_answers(bert, base.tokenizer, [one], base)[0]
+        np.testing.assert_allclose(alone, row, atol=1e-4)
+        assert np.exp(row).sum() == pytest.approx(1) and len(row) == len(toy.catalogue)
+
+
+def test_a_head_learns_which_answer_is_yes_and_leaves_the_encoder_alone(toy, base, reader):
+    bert, _ = reader
+    before = weights(bert)
+    asked = [ad.instruction(one) for one in toy.train["like"][:8]]
+    asked = [replace(one, label=i % 2) for i, one in enumerate(asked)]
+    found = ad.like_head(bert, base.tokenizer, asked, asked, epochs=60, rate=3e-3)
+    assert found[::2].min() > 0.5 > found[1::2].max()  # label 0 is yes
+    assert all(torch.equal(value, weights(bert)[name]) for name, value in before.items())
+
+
+def test_title_vectors_are_one_per_title_and_of_length_one(toy, base, reader):
+    for network in (reader[0], base.model):
+        vectors = ad.title_vectors(network, base.tokenizer, toy)
+        assert vectors.shape == (len(toy.catalogue), 32)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1)
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_two_token_ranks_are_ranks_among_candidates(toy, whole_word):
+    ranks, losses = ad.two_token_ranks(toy, whole_word, epochs=2)
+    assert len(ranks) == len(toy.test["rank"]) and losses[1] < losses[0]
+    assert ranks.min() >= 1 and ranks.max() <= 20 and len(set(ranks.tolist())) > 1
+
+
+def test_the_measurements_name_each_way_once_and_hold_together(toy, base, monkeypatch):
+    monkeypatch.setattr(ad, "ENCODER_EPOCHS", 1)
+    record = ad.measure_ways(toy, base)
+    table = pd.DataFrame(record.rows)
+    assert len(table) == 8 and not table.duplicated(["way", "prompt"]).any()
+    assert list(table.questions.tail(4)) == [60, 60, 60, 80]
+    assert list(table.trainable.tail(4))[::3] == [20 * 32, base.parameters()[1]]
+    for rows in record.ranks:
+        name = (rows.way.iloc[0], rows.prompt.iloc[0])
+        value = table.set_index(["way", "prompt"]).value[name]
+        users = len(toy.protocol.test[2])
+        assert value == pytest.approx(ndcg_by_hand(rows["rank"], users))
+    named = pd.DataFrame(ad.measure_ways(toy, base, "like", letters=True).rows)
+    assert "document" not in set(named.prompt) and len(named) == 6
+
+    tasks, whole = ad.measure_tasks(toy, base)
+    tuned = tasks.loc[tasks.prompt != "none"]
+    assert len(tuned) == 10 * 2 * 4 and not tuned.duplicated(["tuned_on", "prompt", "task"]).any()
+    asked = ad.task_scores(whole, toy, ad.forms(toy)[0], ("rate",))["rate"]
+    parts = [ad.measure_pod(toy, whole), ad.measure_families(toy, base), ad.measure_p5(toy)]
+    small = pd.concat(parts).set_index(["part", "name", "measure"]).sort_index()
+    assert small.value["POD", "instruction", "rate"] == asked[0]
+    fewer = small.value["POD", "instruction"] - small.value["POD", "3 vectors"]
+    assert fewer["tokens rank"] == 13 - 3 and fewer["tokens rate"] == 13 - 3
+    assert set(small.loc["families"].index.get_level_values(0)) == {"encoder", "decoder", "random"}
+    for found in (tasks, small):
+        assert np.isfinite(found[["value", "low", "high"]]).all(axis=None)
+        assert ((found.low <= found.value) & (found.value <= found.high)).all()

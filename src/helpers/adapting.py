@@ -42,6 +42,10 @@ LIKED = 4.0
 STARS = tuple(f"{half / 2:.1f}" for half in range(1, 11))
 STEPS = 20
 """The last items of each training history that the base model never reads: adaptation data."""
+QUESTIONS = 3000
+"""Training questions of a task in a :func:`mixture`, at most."""
+PER_EPOCH = 1500
+"""Questions of a task that instruction tuning draws for an epoch."""
 
 
 class AdaptingError(ValueError):
@@ -318,9 +322,25 @@ class Model:
 
         Rows are filled up at the right, where a causal model never looks, so that a position counts
         from the first token, with virtual tokens before it or not.
+
+        Raises:
+            AdaptingError: a row is longer than the model can read.
         """
         lengths = torch.tensor([len(row) for row in rows])
         width = int(lengths.max())
+        limit = getattr(vt._bare(self.model).config, "max_position_embeddings", None)
+        before = max(
+            (
+                getattr(how, "num_virtual_tokens", 0) or 0
+                for how in getattr(self.model, "peft_config", {}).values()
+            ),
+            default=0,
+        )
+        if limit is not None and width + before > limit:
+            raise AdaptingError(
+                f"A prompt has {width + before} tokens and {self.name} reads {limit}: ask with a "
+                "shorter history or fewer examples, or choose a base model with a longer context."
+            )
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
@@ -424,6 +444,9 @@ def drop(model: Any, share: float) -> list[Any]:
     """Add dropout after the embedding and each block's two parts, which Llama has not.
 
     Returns handles; ``remove()`` takes each away. It acts in training mode only.
+
+    Raises:
+        AdaptingError: the model is not built like Llama.
     """
 
     def hook(module: Any, _: Any, out: Any) -> Any:
@@ -431,8 +454,14 @@ def drop(model: Any, share: float) -> list[Any]:
         first = dropout(first, share, module.training)
         return (first, *out[1:]) if isinstance(out, tuple) else first
 
-    bare = vt._bare(model).model
-    parts = [bare.embed_tokens, *(p for one in bare.layers for p in (one.self_attn, one.mlp))]
+    try:
+        bare = vt._bare(model).model
+        parts = [bare.embed_tokens, *(p for one in bare.layers for p in (one.self_attn, one.mlp))]
+    except AttributeError:
+        raise AdaptingError(
+            f"{type(vt._bare(model)).__name__} has no embed_tokens, self_attn and mlp to add "
+            "dropout to: choose a model of the Llama, Mistral, Qwen or Gemma families."
+        ) from None
     return [part.register_forward_hook(hook) for part in parts]
 
 
@@ -657,7 +686,7 @@ def examples_for(course: Course, task: str, user: int, k: int, seed: int = 0) ->
 
 
 def mixture(
-    course: Course, tasks: Sequence[str], each: int = 3000, seed: int = 0
+    course: Course, tasks: Sequence[str], each: int = QUESTIONS, seed: int = 0
 ) -> list[Question]:
     """Return at most ``each`` training questions of every task, for tuning on instructions."""
     random = np.random.default_rng(seed)
@@ -1124,7 +1153,9 @@ ENCODER_EPOCHS = 6
 """Passes of the encoder over the documents: it shows what an encoder can do, not how well."""
 SOFT, LORA, FULL, TUNING = 3e-2, 3e-3, 5e-4, 1e-3
 """Learning rates, each the better of two on validation: the first two by the loss of the ranking
-task, FULL by its NDCG@10 (its loss was lower at 2e-3), TUNING by the metrics of all four tasks."""
+task, FULL by its NDCG@10 (its loss was lower at 2e-3), TUNING by the metrics of all four tasks.
+For the task like none was searched: SOFT, LORA and FULL are those of the ranking task. All are the
+small model's; a named model needs its own."""
 
 
 def load(settings: Settings) -> Model:
@@ -1163,7 +1194,7 @@ def load_base(course: Course, path: Path) -> Model:
     """Return the small model with the weights in ``path``.
 
     Raises:
-        AdaptingError: the file is missing, or belongs to another catalogue.
+        AdaptingError: the file is missing or incomplete, or belongs to another catalogue.
     """
     from safetensors import safe_open
 
@@ -1176,9 +1207,40 @@ def load_base(course: Course, path: Path) -> Model:
                 f"{path.name} was trained on another catalogue: run python -m helpers.adapting."
             )
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    model.model.load_state_dict(weights, strict=False)  # the output layer is the embedding
+    missing, unexpected = model.model.load_state_dict(weights, strict=False)
+    if unexpected or not set(missing) <= {"lm_head.weight"}:  # the output layer is the embedding
+        raise AdaptingError(
+            f"{path.name} is not this model's weights: run python -m helpers.adapting --anew."
+        )
     model.model.eval()
     return model
+
+
+def base_of(
+    course: Course,
+    dataset: data.Dataset,
+    settings: Settings,
+    *,
+    epochs: int = EPOCHS,
+    anew: bool = False,
+    seed: int = 0,
+) -> Model:
+    """Return the pretrained small model from its file, or pretrain it and keep it there.
+
+    ``anew`` pretrains even if the file is there.
+    """
+    path = weights_path(settings)
+    if not dataset.verified:
+        path = settings.cache_dir / "adapting" / f"{dataset.name}.safetensors"
+    if path.is_file() and not anew:
+        print(f"base: from {path.name}")
+        return load_base(course, path)
+    base, start = small(course, seed=seed), time.perf_counter()
+    losses = pretrain(base, course, epochs, seed=seed)
+    spent = time.perf_counter() - start
+    print(f"base: loss {losses[0]:.2f} to {losses[-1]:.2f}, {spent:.0f} s")
+    save_base(base, path, f"python -m helpers.adapting --anew --seed {seed}")
+    return base
 
 
 @dataclass
@@ -1199,8 +1261,13 @@ class Record:
         trainable: int = 0,
         seconds: float = 0.0,
         epoch: int = 0,
+        questions: int = 0,
     ) -> None:
-        """Answer the test users' questions of one task and note the result."""
+        """Answer the test users' questions of one task and note the result.
+
+        ``questions`` is how many were read in training, each as often as it was read, and ``epoch``
+        the one kept.
+        """
         users = list(self.course.test[task])
         asked = [ask(user, question) for user, question in self.course.test[task].items()]
         answers = model.scores(asked)
@@ -1220,6 +1287,7 @@ class Record:
                 "parameters": model.parameters()[1],
                 "seconds": seconds,
                 "epoch": epoch,
+                "questions": questions,
             }
         )
         print(f"{task:6}{way:24}{prompt:13}{value:.4f} [{low:.4f}, {high:.4f}], {seconds:.0f} s")
@@ -1270,7 +1338,8 @@ def measure_ways(
         seconds, best = time.perf_counter() - start, int(log["validation"].argmin())
         prompt = "instruction" if form is ask else "letters"
         n = model.parameters()[0]
-        record.add(task, way, prompt, model, lambda _, q, f=form: f(q), n, seconds, best)
+        read = epochs * len(examples)
+        record.add(task, way, prompt, model, lambda _, q, f=form: f(q), n, seconds, best, read)
     return record
 
 
@@ -1279,13 +1348,13 @@ def tune_on_instructions(
 ) -> Model:
     """Return a copy tuned on the instructions of ``tasks``, as a text-to-text model.
 
-    The loss is over the whole vocabulary; 1,500 questions of each task in an epoch. No choice
-    between epochs: the held-out task must not have a say.
+    The loss is over the whole vocabulary; ``PER_EPOCH`` questions of each task in an epoch. No
+    choice between epochs: the held-out task must not have a say.
     """
     model = base.clone()
     train(
         model, mixture(course, tasks, seed=seed), ask, epochs=epochs, rate=TUNING, share=0.2,
-        among="all", per_epoch=1500 * len(tasks), seed=seed,
+        among="all", per_epoch=PER_EPOCH * len(tasks), seed=seed,
     )  # fmt: skip
     return model
 
@@ -1317,10 +1386,10 @@ def measure_tasks(
         if tasks == TASKS:
             whole = model
             if record:
-                n = model.parameters()[0]
+                n, read = model.parameters()[0], 3 * PER_EPOCH * len(tasks)
                 for task in WAYS_ON:
                     record.add(task, "instruction tuning", "instruction", model,
-                               lambda _, q: ask(q), n, seconds, 3)  # fmt: skip
+                               lambda _, q: ask(q), n, seconds, 3, read)  # fmt: skip
     return pd.DataFrame(rows), whole
 
 
@@ -1418,18 +1487,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record.rows += measure_ways(course, base, "like", True, asked.seed).rows
         save(pd.DataFrame(record.rows), "09_adapting")
         return
-    path = weights_path(settings)
-    if not dataset.verified:
-        path = settings.cache_dir / "adapting" / f"{dataset.name}.safetensors"
-    if path.is_file() and not asked.anew:
-        base = load_base(course, path)
-        print(f"base: from {path.name}")
-    else:
-        base, start = small(course, seed=asked.seed), time.perf_counter()
-        losses = pretrain(base, course, asked.epochs, seed=asked.seed)
-        spent = time.perf_counter() - start
-        print(f"base: loss {losses[0]:.2f} to {losses[-1]:.2f}, {spent:.0f} s")
-        save_base(base, path, f"python -m helpers.adapting --anew --seed {asked.seed}")
+    base = base_of(course, dataset, settings, epochs=asked.epochs, anew=asked.anew, seed=asked.seed)
     record = measure_ways(course, base, seed=asked.seed)
     record.rows += measure_ways(course, base, "like", seed=asked.seed).rows
     save(pd.DataFrame(record.rows), "09_adapting")
