@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 
+import nbformat
 import pytest
 
 from conftest import ROOT
@@ -75,6 +76,40 @@ def test_every_user_has_all_four_replies(which, offline, request, monkeypatch):
     name = "core_sample" if which == "sample" else "core_ml-latest-small"
     kept = {reply.key for reply in replies.read_jsonl(REPLIES / f"{name}.jsonl")}
     assert kept == set(asked_keys)  # none is missing, none answers a prompt that is gone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["sample", "real"])
+def test_notebook_10_asks_what_is_recorded(which, settings, request, monkeypatch):
+    """Run the cells that build and ask the requests; no reply is missing, none is left over."""
+    if which == "real":
+        request.getfixturevalue("real")
+    else:
+        monkeypatch.delenv("MOVIELENS_DIR", raising=False)
+    monkeypatch.setenv("LLM_MODE", "recorded")
+    (path,) = (ROOT / "notebooks").glob("10_*.ipynb")
+    asked_keys, store = set(), llm.CommittedStore(REPLIES)
+
+    def ask(client, messages, *, schema=None, **options):
+        body = {"messages": messages, "response_format": llm.response_format(schema), **options}
+        key = replies.request_key(body)
+        asked_keys.add(key)
+        reply = store.get(key)
+        assert reply is not None, messages[-1]["content"][:200]
+        return llm.Outcome(reply.response["choices"][0]["message"]["content"], "ok")
+
+    monkeypatch.setattr(llm, "ask", ask)
+    space: dict = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", []):
+            exec(compile(cell.source, path.name, "exec"), space)
+            if "no_content" in space:
+                break
+    name = "bias_sample" if which == "sample" else "bias_ml-latest-small"
+    kept = {reply.key for reply in replies.read_jsonl(REPLIES / f"{name}.jsonl")}
+    earlier = {r.key for r in store.all() if r.source.startswith("evaluation_")}
+    assert kept == asked_keys - earlier and len(kept) >= 20
+    assert all(got.repairs <= len(got.orders) for got in space["asked"].values())
 
 
 @pytest.mark.parametrize("path", sorted(REPLIES.glob("*.jsonl")), ids=lambda path: path.stem)

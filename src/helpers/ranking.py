@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -281,20 +281,23 @@ def ask_all(
     requests: Mapping[int, tuple[list[int], list[dict[str, str]]]],
     *,
     threads: int = 8,
+    schema: type[BaseModel] = LetterRanking,
+    read: Callable[[str | None, list[int]], Ranking] | None = None,
     **options: Any,
 ) -> Asked:
     """Ask for each user's ranking by letter; ``requests`` maps users to (movieIds shown, messages).
 
     ``options`` go into every request (``seed`` tells a second reading from the first). A failed or
     unreadable answer is reported, not repaired by the retriever's order; letters missing from a
-    readable one follow in the order shown.
+    readable one follow in the order shown. ``schema`` and ``read`` (from the answer and the
+    movieIds shown to a :class:`Ranking`) are for answers that name candidates in another way.
     """
 
     def one(user: int) -> tuple[int, Ranking, str]:
         shown, messages = requests[user]
-        outcome = llm.ask(client, messages, schema=LetterRanking, **options)
+        outcome = llm.ask(client, messages, schema=schema, **options)
         text = outcome.text if outcome.kind in ("ok", "truncated") else None
-        result = read_ranking(text, len(shown))
+        result = read(text, shown) if read else read_ranking(text, len(shown))
         return user, result, outcome.kind if outcome.kind != "ok" else result.why
 
     orders, failures, repairs = {}, {}, 0
