@@ -670,7 +670,6 @@ def test_the_committed_weights_give_the_recorded_result(real):
     assert (stored["rank"].to_numpy() == ranks["rank"].to_numpy()).mean() > 0.95
 
 
-<<<<<<< HEAD
 def test_the_two_recorded_tables_agree():
     from conftest import ROOT
 
@@ -683,7 +682,8 @@ def test_the_two_recorded_tables_agree():
         found = neural.metrics_of(rows[["userId", "rank"]]).set_index("metric").value
         assert rows.userId.nunique() == len(rows) == 610
         assert np.allclose(said.loc[key, found.index], found, atol=1e-6), key
-=======
+
+
 # --- a start from vectors -------------------------------------------------------------------------
 
 
@@ -712,4 +712,3 @@ def test_training_begins_at_the_start_given(parts, seen, tmp_path):
         neural.train(seen, parts.validation, config, path, progress=False)
     with pytest.raises(NeuralError, match="one row per item"):
         neural.train(seen, parts.validation, config, path, progress=False, start=start[:, :3])
->>>>>>> a75f44641ccfda3db6efc47b877d096c2b23ddb1
