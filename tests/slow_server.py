@@ -49,9 +49,9 @@ def answer(body: dict, options: dict) -> tuple[int, bytes, dict]:
     if fault and fault[1] == "number":
         return 200, json.dumps(completion(12)).encode(), {}
     said = TEXTS.get(fault[1] if fault else "", '{"ranking": ["C", "A", "B"]}')
-    # The prompt names its price, so that a test can tell what each user cost.
     reply = completion(said, finish="length" if fault and fault[1] == "cut" else "stop")
-    reply["usage"] = {"prompt_tokens": 50, "completion_tokens": 30, "total_tokens": 80}
+    prompt = options.get("prompt_tokens", 50)
+    reply["usage"] = {"prompt_tokens": prompt, "completion_tokens": 30, "total_tokens": prompt + 30}
     return 200, json.dumps(reply).encode(), {}
 
 

@@ -8,6 +8,7 @@ with :class:`NoReply`. Live replies are stored; keys never are.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -81,13 +82,13 @@ class Budget:
             return None
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
-    def reserve(self, body: Body) -> tuple[int, float]:
-        """Set room aside for a request.
+    def reserve(self, body: Body, factor: float = 1.0) -> tuple[int, float]:
+        """Set room aside for a request; ``factor`` corrects the estimate of its prompt tokens.
 
         Raises:
             BudgetExceeded: it could go over the limit.
         """
-        tokens_in, tokens_out = estimate_tokens(body), completion_limit(body)
+        tokens_in, tokens_out = math.ceil(estimate_tokens(body) * factor), completion_limit(body)
         cost = self.cost(tokens_in, tokens_out) or 0.0
         with self._lock:
             if self.spent_tokens + tokens_in + tokens_out > self.max_tokens:

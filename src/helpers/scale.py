@@ -187,6 +187,9 @@ class PacedTransport(httpx2.AsyncBaseTransport):
         self._live, self._budget, self._pace = live, budget, pace
         self._settled = asyncio.Condition()
         self._out = 0
+        # The most prompt tokens a server counted for each that was estimated. Another language or
+        # tokenizer takes more than the rule of thumb says, and the budget must hold there too.
+        self._factor = 1.0
         self.held = (0, 0.0)
         self.stopping = False
 
@@ -202,7 +205,7 @@ class PacedTransport(httpx2.AsyncBaseTransport):
         answer: Body | None = None
         unknown = False
         try:
-            await self._pace.wait(llm.estimate_tokens(body) + llm.completion_limit(body))
+            await self._pace.wait(reserved[0])
             if self.stopping:
                 raise openai.OpenAIError("Not sent: the job was stopped.")
             unknown = True
@@ -213,6 +216,9 @@ class PacedTransport(httpx2.AsyncBaseTransport):
                 with contextlib.suppress(ValueError):
                     answer = _with_usage(response.json())
                 unknown = answer is None
+                if answer is not None:
+                    took = answer["usage"]["prompt_tokens"] / llm.estimate_tokens(body)
+                    self._factor = max(self._factor, took)
             elif (seconds := retry_after(response.headers)) is not None:
                 self._pace.pause(seconds)
             return response
@@ -231,7 +237,7 @@ class PacedTransport(httpx2.AsyncBaseTransport):
         async with self._settled:
             while True:
                 try:
-                    reserved = self._budget.reserve(body)
+                    reserved = self._budget.reserve(body, self._factor)
                     break
                 except llm.BudgetExceeded:
                     # Requests under way hold the most they can cost and soon give some back.
@@ -278,8 +284,7 @@ def retry_after(headers: Any) -> float | None:
 
 def request_body(one: ToRank, options: Body | None = None) -> Body:
     """Return the request that :func:`helpers.ranking.ask_all` makes too, without the model."""
-    fixed = {"messages": one.messages, "response_format": _FORMAT}
-    return {**fixed, **(options or {})}
+    return {"messages": one.messages, "response_format": _FORMAT, **(options or {})}
 
 
 _FORMAT = llm.response_format(ranking.LetterRanking)
@@ -335,7 +340,8 @@ async def rank_users(
         concurrency: requests under way at the same time.
         limits: what the server takes in a minute; a 429 with ``Retry-After`` stops all requests.
         budget: the hard limit (default: the one of ``settings``). What a request may cost is set
-            aside before it is sent; an answer that got lost counts in full.
+            aside before it is sent, by an estimate of its prompt that follows what the server
+            counts; an answer that got lost counts in full.
         count_stored: whether stored answers of these users count towards the budget, so that a job
             started again does not get the budget anew.
         retries: how often the SDK sends a request again after a 408, 409, 429, 5xx or a lost
@@ -742,7 +748,8 @@ def in_partitions(
         limits: those of the server, for all partitions together.
         concurrency: requests under way in each partition.
         retries: see :func:`rank_users`.
-        to_rank: turns a pandas frame of the table into users (default: :func:`rows_to_rank`).
+        to_rank: turns a pandas frame of the table into users (default: :func:`rows_to_rank`); it
+            runs in the thread that asks.
         rows_at_once: rows of a frame of results.
         options: go into every request.
 
