@@ -8,6 +8,7 @@ with :class:`NoReply`. Live replies are stored; keys never are.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -83,13 +84,13 @@ class Budget:
             return None
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
-    def reserve(self, body: Body) -> tuple[int, float]:
-        """Set room aside for a request.
+    def reserve(self, body: Body, factor: float = 1.0) -> tuple[int, float]:
+        """Set room aside for a request; ``factor`` corrects the estimate of its prompt tokens.
 
         Raises:
             BudgetExceeded: it could go over the limit.
         """
-        tokens_in, tokens_out = estimate_tokens(body), completion_limit(body)
+        tokens_in, tokens_out = math.ceil(estimate_tokens(body) * factor), completion_limit(body)
         cost = self.cost(tokens_in, tokens_out) or 0.0
         with self._lock:
             if self.spent_tokens + tokens_in + tokens_out > self.max_tokens:
@@ -338,27 +339,33 @@ def ask(
         options["response_format"] = response_format(schema)
     options.setdefault("model", model())
     try:
-        response = client.chat.completions.create(messages=messages, **options)
-        choice = response.choices[0]
-        message = choice.message
-        text = (message.content or "").strip()
-    except NoReply as error:
-        return Outcome(None, "no_reply", str(error))
-    except BudgetExceeded as error:
-        return Outcome(None, "budget", str(error))
-    except openai.APITimeoutError:
-        return Outcome(None, "timeout", "the server did not answer in time")
-    except openai.APIConnectionError as error:
-        return Outcome(None, "connection", f"the connection failed ({error.__cause__ or error})")
-    except openai.RateLimitError:
-        return Outcome(None, "rate_limited", "the server answered 429 after all retries")
-    except openai.APIStatusError as error:
-        kind = "server_error" if error.status_code >= 500 else "rejected"
-        return Outcome(None, kind, f"the server answered {error.status_code}")
-    except (openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError, KeyError):
-        return Outcome(None, "malformed", "the server's answer is not a chat completion")
-    except (httpx2.HTTPError, httpx2.StreamError):
-        return Outcome(None, "connection", "the connection broke while the answer was read")
+        return outcome_of(client.chat.completions.create(messages=messages, **options))
+    except FAULTS as error:
+        return fault_of(error)
+
+
+FAULTS = (
+    openai.OpenAIError,
+    httpx2.HTTPError,
+    httpx2.StreamError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    TypeError,
+    KeyError,
+)
+"""What a request to a server, or the reading of its answer, can raise."""
+
+
+def outcome_of(response: ChatCompletion) -> Outcome:
+    """Return what an answer says.
+
+    Raises:
+        AttributeError, IndexError, TypeError: it is no chat completion (see :data:`FAULTS`).
+    """
+    choice = response.choices[0]
+    message = choice.message
+    text = (message.content or "").strip()
     if getattr(message, "refusal", None):
         return Outcome(None, "refusal", "the LLM refused", response)
     if choice.finish_reason == "length":
@@ -366,3 +373,25 @@ def ask(
     if not text:
         return Outcome(None, "empty", "the answer is empty", response)
     return Outcome(message.content, "ok", "", response)
+
+
+def fault_of(error: Exception) -> Outcome:
+    """Return the outcome that an exception of :data:`FAULTS` stands for."""
+    match error:
+        case NoReply():
+            return Outcome(None, "no_reply", str(error))
+        case BudgetExceeded():
+            return Outcome(None, "budget", str(error))
+        case openai.APITimeoutError():
+            return Outcome(None, "timeout", "the server did not answer in time")
+        case openai.APIConnectionError():
+            why = f"the connection failed ({error.__cause__ or error})"
+            return Outcome(None, "connection", why)
+        case openai.RateLimitError():
+            return Outcome(None, "rate_limited", "the server answered 429 after all retries")
+        case openai.APIStatusError():
+            kind = "server_error" if error.status_code >= 500 else "rejected"
+            return Outcome(None, kind, f"the server answered {error.status_code}")
+        case httpx2.HTTPError() | httpx2.StreamError():
+            return Outcome(None, "connection", "the connection broke while the answer was read")
+    return Outcome(None, "malformed", "the server's answer is not a chat completion")

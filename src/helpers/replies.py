@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,9 @@ CONTENT = (
 """Fields of a request that decide what is asked. Two requests that differ in ``seed`` alone ask for
 two readings of one prompt. All others (model, temperature, limits, user, metadata, stream) are
 about who answers and how."""
+
+IMPORTED_AT_ONCE = 500
+"""Answers of a batch in one transaction: the disk takes milliseconds to confirm each."""
 
 SCHEMA_NOTES = {"title", "description", "default", "examples"}
 """Notes in a JSON schema that differ between pydantic versions."""
@@ -182,11 +185,19 @@ class LocalStore:
 
     def put(self, request: Body, response: Body, *, model: str = "", server: str = "") -> str:
         """Store a reply and return its key; a second reply to the same request replaces it."""
-        key = request_key(request)
-        row = (key, model, server, json.dumps(request), json.dumps(response), time.time())
+        self.put_all([(request, response)], model=model, server=server)
+        return request_key(request)
+
+    def put_all(
+        self, replies: Iterable[tuple[Body, Body]], *, model: str = "", server: str = ""
+    ) -> None:
+        """Store pairs of request and response in one transaction: all of them or none."""
+        rows = [
+            (request_key(body), model, server, json.dumps(body), json.dumps(answer), time.time())
+            for body, answer in replies
+        ]
         with self._connection() as connection:
-            connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", row)
-        return key
+            connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def get(self, key: str, *, model: str | None = None, server: str | None = None) -> Reply | None:
         """Return the newest reply, of ``model`` and ``server`` if given, or ``None``."""
@@ -267,14 +278,21 @@ def _ends_torn(file: IO[bytes]) -> bool:
 def export_batch(requests: Iterable[Body], path: Path, model: str) -> int:
     """Write an OpenAI Batch API input file and return the number of its requests."""
     unique = {request_key(body): body for body in requests}
-    lines = [
-        json.dumps(
-            {"custom_id": key, "method": "POST", "url": ENDPOINT, "body": {**body, "model": model}}
-        )
-        for key, body in unique.items()
-    ]
+    lines = [batch_line(body, model) for body in unique.values()]
     Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return len(lines)
+
+
+def batch_line(body: Body, model: str) -> str:
+    """Return one line of a Batch API input file; ``custom_id`` is the request's key."""
+    return json.dumps(
+        {
+            "custom_id": request_key(body),
+            "method": "POST",
+            "url": ENDPOINT,
+            "body": {**body, "model": model},
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -301,13 +319,29 @@ class ImportReport:
         return "\n".join([head, *(f"  {name}: {why}" for name, why in open_ones)])
 
 
-def import_batch(path: Path, requests: Iterable[Body], store: LocalStore) -> ImportReport:
-    """Take a Batch API output file into ``store``; ``requests`` are those that were exported."""
+def import_batch(
+    path: Path,
+    requests: Iterable[Body],
+    store: LocalStore,
+    *,
+    model: str | None = None,
+    judge: Callable[[str, Body], str] | None = None,
+) -> ImportReport:
+    """Take a Batch API output file into ``store``; ``requests`` are those that were exported.
+
+    Args:
+        path: the output file, or the file of errors, which has the same form.
+        requests: the bodies that were asked.
+        store: where the answers go, under the server's name "batch".
+        model: the model to store them under (default: the one that each answer names).
+        judge: gets a request's key and the answer, and says why it must not be stored, or "".
+    """
     asked = {request_key(body): body for body in requests}
     done: set[str] = set()
     failed: list[tuple[str, str]] = []
     unknown: list[str] = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    good: dict[str, list[tuple[Body, Body]]] = {}
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -319,16 +353,30 @@ def import_batch(path: Path, requests: Iterable[Body], store: LocalStore) -> Imp
         if name not in asked:
             unknown.append(name)
             continue
-        if why := _fault(record):
+        why = _fault(record)
+        response = None if why else record["response"]["body"]
+        if not why and judge is not None:
+            why = judge(name, response)
+        if why:
             failed.append((name, why))
             continue
-        response = record["response"]["body"]
-        store.put(asked[name], response, model=str(response.get("model", "")), server="batch")
+        named_model = str(response.get("model", "")) if model is None else model
+        good.setdefault(named_model, []).append((asked[name], response))
+        if len(good[named_model]) == IMPORTED_AT_ONCE:
+            store.put_all(good.pop(named_model), model=named_model, server="batch")
         done.add(name)
+    for named_model, pairs in good.items():
+        store.put_all(pairs, model=named_model, server="batch")
     named = done | {name for name, _ in failed}
     # An earlier import may have answered the rest.
     unanswered = [key for key in asked if key not in named and store.get(key) is None]
     return ImportReport(len(done), failed, unanswered, unknown)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    # One at a time: an output file may be larger than memory allows for a copy.
+    with Path(path).open("rb") as file:
+        yield from file
 
 
 def _fault(record: Body) -> str:

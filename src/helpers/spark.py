@@ -114,6 +114,10 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
     check_java()
     for key, value in _process_options(settings).items():
         builder = builder.config(key, value)
+    if settings.spark_master.startswith("local"):
+        # Functions on pandas frames run in other processes: in this Python, where the course is
+        # installed, and not in the first python3 on the path.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     log = settings.cache_dir / "spark.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     known = log.stat().st_size if log.exists() else 0
