@@ -202,6 +202,17 @@ def test_the_shift_of_a_slot_is_found():
     assert bias.slot_shift(fewer)["userId"].nunique() == 10
 
 
+def test_with_four_copies_a_slot_is_compared_with_its_companions_only():
+    tables = []
+    for shown in bias.rotations(list(range(N)), 4):
+        table = bias.placed({1: shown}, {1: shown})  # the slot alone decides: one rank per slot
+        tables.append(table)
+    shift = bias.slot_shift(tables).set_index("slot")["shift"]
+    assert shift.groupby(shift.index % 5).sum().abs().max() < 1e-9
+    slope = np.polyfit(shift.index, shift, 1)[0]
+    assert slope == pytest.approx(31.25 / 33.25)  # the variance within companions over that of all
+
+
 def test_without_a_bias_no_shift_is_found():
     tables = []
     for copy in range(4):

@@ -110,6 +110,8 @@ def test_notebook_10_asks_what_is_recorded(which, settings, request, monkeypatch
     earlier = {r.key for r in store.all() if r.source.startswith("evaluation_")}
     assert kept == asked_keys - earlier and len(kept) >= 20
     assert all(got.repairs <= len(got.orders) for got in space["asked"].values())
+    if which == "real":
+        assert all(got.repairs == 0 and not got.failures for got in space["asked"].values())
 
 
 @pytest.mark.parametrize("path", sorted(REPLIES.glob("*.jsonl")), ids=lambda path: path.stem)

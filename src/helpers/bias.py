@@ -234,6 +234,10 @@ def slot_shift(copies: Sequence[pd.DataFrame]) -> pd.DataFrame:
     A candidate's rank is compared with its own mean over the copies, so that good and bad
     candidates cancel. The result has the columns ``userId, slot, shift``; a negative shift is a
     lift. Users who are not in every copy are left out.
+
+    With fewer copies than slots, a slot is compared only with those its candidates also visited:
+    for each user the shifts of those slots sum to zero, so that tests by slot depend on each other,
+    and a steady slope over all slots comes out slightly too small (by 6 % for 20 slots, 4 copies).
     """
     table = pd.concat(copies, ignore_index=True)
     times = table.groupby(["userId", "movieId"])["rank"].transform("size")
