@@ -419,23 +419,18 @@ def small(
     course: Course, *, hidden: int = 64, layers: int = 2, heads: int = 2, seed: int = 0
 ) -> Model:
     """Return the untrained small model of the Llama architecture."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     tokenizer = tokenizer_of(course)
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+    config = vt.small_config(
+        len(tokenizer),
+        hidden,
+        layers,
+        heads,
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
         initializer_range=0.05,
         pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=None,
     )
     return Model(LlamaForCausalLM(config), tokenizer, "the small model")
 
@@ -901,23 +896,18 @@ class TwoTokens(nn.Module):
         self, n_items: int, whole_word: bool, *, hidden: int = 64, words: int = 64
     ) -> None:
         """Draw the weights; ``words`` is the number of items that a text may hold."""
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import LlamaForCausalLM
 
         super().__init__()
         self.base = int(np.ceil(np.sqrt(n_items)))
-        config = LlamaConfig(
-            vocab_size=2 * self.base,
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
+        config = vt.small_config(
+            2 * self.base,
+            hidden,
+            layers=2,
+            heads=2,
             max_position_embeddings=256,
-            tie_word_embeddings=True,
             initializer_range=0.05,
             pad_token_id=None,
-            bos_token_id=None,
-            eos_token_id=None,
         )
         self.model = LlamaForCausalLM(config)
         self.whole = nn.Embedding(words, hidden) if whole_word else None

@@ -343,6 +343,27 @@ def small_tokenizer(titles: Sequence[str], letters: int = CANDIDATES) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
 
 
+def small_config(vocabulary: int, hidden: int, layers: int, heads: int, **options: Any) -> Any:
+    """Return the configuration of a small Llama with tied embeddings and no marks of begin and end.
+
+    ``options`` are those of ``transformers.LlamaConfig``.
+    """
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        **options,
+    )
+
+
 def small(
     titles: Sequence[str],
     *,
@@ -353,24 +374,19 @@ def small(
     seed: int = 0,
 ) -> Verbalizer:
     """Return an untrained model of the Llama architecture with a tokenizer from ``titles``."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     tokenizer = small_tokenizer(titles, letters)
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+    config = small_config(
+        len(tokenizer),
+        hidden,
+        layers,
+        heads,
         max_position_embeddings=4096,
-        tie_word_embeddings=True,
         initializer_range=hidden**-0.5 / 2,
         attention_dropout=0.1,
         pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=None,
     )
     model = LlamaForCausalLM(config).to(_device())
     return Verbalizer(model, tokenizer, "the small model", letters)
