@@ -11,6 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRA := $(VENV)/.ready-llamarec
+TOOLS := $(VENV)/.ready-tools
 
 .PHONY: help run test lab bench clean doctor lock
 
@@ -20,7 +21,7 @@ help:
 	@echo "make lab    set up, open JupyterLab"
 	@echo "make bench  time our grid search beside the article's loop, and LRURec if torch is there"
 	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
-	@echo "make lock   write the two locks anew (needs uv)"
+	@echo "make lock   write the three locks anew (needs uv)"
 	@echo "make clean  remove the virtual environment and all caches but your own LLM replies"
 
 $(READY): requirements.lock pyproject.toml
@@ -40,10 +41,16 @@ $(EXTRA): $(READY) requirements-llamarec.lock
 	@$(BIN)/python -m pip install --quiet torch==$(TORCH)
 	@touch $(EXTRA)
 
+# What the page, the app and the browser tests need.
+$(TOOLS): $(READY) requirements-tools.lock
+	@echo "Adding the tools for the page, the app and the browser tests..."
+	@$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements-tools.lock
+	@touch $(TOOLS)
+
 run: $(READY)
 	@$(BIN)/python -m helpers.cli run
 
-test: $(EXTRA)
+test: $(EXTRA) $(TOOLS)
 	@$(BIN)/python -m pytest
 
 lab: $(READY)
@@ -59,7 +66,7 @@ doctor: $(READY)
 	@$(BIN)/python -m helpers.doctor
 
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra dev --extra scale --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
 		--output-file requirements.lock
 	@# The extra's lock: what the core lacks, without PyTorch and what its CUDA builds bring.
@@ -70,6 +77,12 @@ lock:
 		NR == FNR { core[name[1]]; next } \
 		!(name[1] in core) && name[1] !~ /^(nvidia|cuda|triton|setuptools)/' \
 		requirements.lock requirements-all.tmp > requirements-llamarec.lock
+	uv pip compile pyproject.toml --extra tools --constraint requirements.lock \
+		--constraint requirements-llamarec.lock --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
+		--output-file requirements-all.tmp
+	awk '/^[a-z0-9]/ { split($$1, name, "==") } NR == FNR { core[name[1]]; next } \
+		!(name[1] in core)' requirements.lock requirements-all.tmp > requirements-tools.lock
 	rm requirements-all.tmp
 
 clean:

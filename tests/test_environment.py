@@ -21,12 +21,15 @@ EXTRA_LOCK = (ROOT / "requirements-llamarec.lock").read_text()
 EXTRA_PINS = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", EXTRA_LOCK, re.MULTILINE))
 CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+TOOLS_LOCK = (ROOT / "requirements-tools.lock").read_text()
+SCALE = [Requirement(text) for text in PROJECT["optional-dependencies"]["scale"]]
+TOOLS = [Requirement(text) for text in PROJECT["optional-dependencies"]["tools"]]
 LLAMAREC = [Requirement(text) for text in PROJECT["optional-dependencies"]["llamarec"]]
 # They need the llamarec extra.
 EXTRA_MODULES = {"adapting", "content", "embeddings", "neural", "verbalizer_torch"}
 
 
-@pytest.mark.parametrize("requirement", CORE + DEV, ids=str)
+@pytest.mark.parametrize("requirement", CORE + SCALE + DEV, ids=str)
 def test_the_lock_satisfies_every_requirement(requirement):
     pins = re.findall(rf"^{re.escape(requirement.name)}==([^\s;\\]+)", LOCK, re.MULTILINE)
     assert pins and all(requirement.specifier.contains(pin) for pin in pins)
@@ -89,6 +92,18 @@ def test_the_extra_has_a_lock_of_its_own_beside_the_core():
     assert EXTRA_LOCK.count("--hash=sha256:") >= len(EXTRA_PINS) > 10
 
 
+def test_the_tools_have_a_lock_of_their_own_that_agrees_with_the_others():
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", TOOLS_LOCK, re.MULTILINE)
+    for requirement in TOOLS:
+        found = [version for name, version in pins if name == requirement.name]
+        found += [PINS[requirement.name]] if requirement.name in PINS else []
+        assert found and all(requirement.specifier.contains(version) for version in found)
+    assert not {name for name, _ in pins} & set(PINS)
+    both = [(name, version) for name, version in pins if name in EXTRA_PINS]
+    assert all(EXTRA_PINS[name] == version for name, version in both)
+    assert TOOLS_LOCK.count("--hash=sha256:") >= len(pins) > 20
+
+
 def test_the_packages_that_the_course_promises():
     names = {requirement.name for requirement in CORE + DEV}
     assert names >= {
@@ -130,6 +145,7 @@ def test_ci_and_the_lock_use_versions_that_the_project_allows():
     [
         "requirements.lock",
         "requirements-llamarec.lock",
+        "requirements-tools.lock",
         "environment.yml",
         "pyproject.toml",
         "Makefile",
