@@ -51,7 +51,9 @@ run: $(READY)
 	@$(BIN)/python -m helpers.cli run
 
 test: $(EXTRA) $(TOOLS)
-	@$(BIN)/python -m pytest
+	@# Two at a time, then by themselves the ones that time something.
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not alone"
+	@$(BIN)/python -m pytest -m alone
 
 lab: $(READY)
 	@$(BIN)/jupyter lab notebooks
