@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from helpers.faults import storing
 from helpers.settings import Settings
 
 SUPPORTED_JAVA = (17, 21)
@@ -119,7 +120,9 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
         # installed, and not in the first python3 on the path.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     log = settings.cache_dir / "spark.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with storing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.open("ab").close()
     known = log.stat().st_size if log.exists() else 0
     try:
         with _output_to(log):
