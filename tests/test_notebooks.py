@@ -7,11 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 
-import psutil
 import pytest
+from peak_memory import PeakMemory
 
 from conftest import ROOT
 from helpers.data import locate
@@ -20,40 +19,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 MEMORY_LIMIT_MB = 1600  # what runs on Binder, which has 2 GB
 MEMORY_LIMIT_OF_08_MB = 3000  # PyTorch and a JVM at once; it needs the extra, which Binder lacks
 CELL_TIMEOUT_S = 600
-
-
-class PeakMemory(threading.Thread):
-    """Samples the memory of a process's descendants until it ends.
-
-    Counts proportional set size where the system tells it (Linux), so that pages which processes
-    share count once, else resident size. A child that Java has forked but that has not yet become
-    another program borrows all of its parent's memory: it is left out.
-    """
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.process, self.peak_mb = psutil.Process(pid), 0.0
-        self.parts: list[tuple[str, float]] = []
-
-    def run(self) -> None:
-        while self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE:
-            parts = []
-            try:
-                for child in self.process.children(recursive=True):
-                    try:
-                        name = child.name()
-                        if name == "java" and child.cmdline() == child.parent().cmdline():
-                            continue
-                        memory = child.memory_full_info()
-                        parts.append((name, getattr(memory, "pss", memory.rss) / 2**20))
-                    except (psutil.Error, AttributeError):
-                        continue
-            except psutil.Error:
-                return
-            total = sum(size for _, size in parts)
-            if total > self.peak_mb:
-                self.peak_mb, self.parts = total, parts
-            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

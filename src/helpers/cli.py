@@ -22,6 +22,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from tqdm import tqdm
 
 from helpers import data, replies
+from helpers.faults import command, storing
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
 
@@ -105,15 +106,19 @@ def run(settings: Settings, first: str, last: str, output: Path) -> int:
     print(dataset.describe())
     chosen = [path for path in notebooks(settings) if first <= path.name[:2] <= last]
     ranked = settings.cache_dir / RANKED_LIST
-    ranked.unlink(missing_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
+    with storing(ranked):
+        ranked.unlink(missing_ok=True)
+    with storing(output):
+        output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for path in chosen:
         try:
-            nbformat.write(execute(path), output / path.name)
+            done = execute(path)
         except NotebookFailedError as error:
             print(f"Stopped. {error}", file=sys.stderr)
             return 1
+        with storing(output / path.name):
+            nbformat.write(done, output / path.name)
     print(f"\n{len(chosen)} notebooks in {time.perf_counter() - start:.0f} s.")
     if ranked.exists():
         print_ranked_list(ranked)
@@ -273,4 +278,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -42,6 +42,7 @@ from pyspark.sql.types import (
 )
 
 from helpers import parquet
+from helpers.faults import storing
 from helpers.settings import Settings
 
 NAME = "ml-latest-small"
@@ -708,16 +709,21 @@ def result_path(name: str, dataset: Dataset, settings: Settings | None = None) -
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; it takes the place of ``path`` only when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    """Give a name to write to; it takes the place of ``path`` only when all went well.
+
+    Raises:
+        StorageError: the disk is full, or the folder read-only.
+    """
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        os.close(handle)
+        try:
+            yield Path(name)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
 
 
 def save_result(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import psutil
 
 from helpers import data, llm
+from helpers.faults import command
 from helpers.settings import Settings
 from helpers.spark import check_java, get_spark
 
@@ -89,4 +90,4 @@ def main(checks: dict[str, Callable[[], str]] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from helpers.faults import storing
 from helpers.settings import Settings
 
 SUPPORTED_JAVA = (17, 21)
@@ -132,7 +133,9 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     _await_master(settings.spark_master)
     log = settings.cache_dir / "spark.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with storing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.open("ab").close()
     known = log.stat().st_size if log.exists() else 0
     try:
         with _output_to(log):
