@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -59,7 +60,8 @@ def chart_as_text(mermaid: str) -> str:
             labels[name] = label or labels[name]
             chain.append(labels[name])
         lines.append(" → ".join(chain))
-    return "\n".join(lines)
+    wrapped = (textwrap.wrap(line, 76, subsequent_indent="    ") for line in lines)
+    return "\n".join(line for group in wrapped for line in group)
 
 
 def page(text: str, path: str) -> tuple[str, set[str]]:
@@ -89,14 +91,15 @@ def page(text: str, path: str) -> tuple[str, set[str]]:
 
 
 def notebook_page(path: Path) -> nbformat.NotebookNode:
-    """Return a notebook as the site shows it: solutions collapsed, widgets named in words."""
+    """Return a notebook as the site shows it: some cells collapsed, widgets named in words."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source, _ = page(cell.source, f"notebooks/{path.name}")
             continue
-        if "solution" in cell.metadata.get("tags", []):
-            cell.metadata["tags"] = [*cell.metadata.tags, "hide-cell"]
+        tags = cell.metadata.get("tags", [])
+        hidden = {"solution": "hide-cell", "setup": "hide-input"}
+        cell.metadata["tags"] = [*tags, *(hidden[tag] for tag in tags if tag in hidden)]
         for index, output in enumerate(cell.outputs):
             if WIDGET in output.get("data", {}):
                 told = "(Here the notebook shows controls; they need a running kernel.)\n"
@@ -108,7 +111,11 @@ def gather(target: Path) -> None:
     """Copy what the site shows to ``target``, which is emptied first."""
     shutil.rmtree(target, ignore_errors=True)
     paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    listed = "\n".join(f"notebooks/{path.stem}" for path in paths)
+    titles = {path: nbformat.read(path, as_version=4).cells[0].source for path in paths}
+    listed = "\n".join(
+        f"{path.name[:2]} {titles[path].splitlines()[0][2:]} <notebooks/{path.stem}>"
+        for path in paths
+    )
     for name in ["README.md", *DOCUMENTS]:
         text, linked = page((ROOT / name).read_text(encoding="utf-8"), name)
         if name == "README.md":

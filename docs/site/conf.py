@@ -40,7 +40,14 @@ html_title = project
 html_show_search_summary = False  # a page opened from disk may not read other files
 html_copy_source = False
 html_math_renderer = "mathtext"
-html_theme_options = {"navigation_with_keys": False, "use_download_button": False}
+html_static_path = ["course.css"]
+html_css_files = ["course.css"]
+html_context = {"default_mode": "light"}
+html_theme_options = {
+    "navigation_with_keys": False,
+    "use_download_button": False,
+    "navbar_persistent": [],  # the sidebar has the search
+}
 if ADDRESS:
     html_theme_options |= {
         "repository_url": ADDRESS,
