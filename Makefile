@@ -13,12 +13,13 @@ READY := $(VENV)/.ready
 EXTRA := $(VENV)/.ready-llamarec
 TOOLS := $(VENV)/.ready-tools
 
-.PHONY: help run test lab bench clean doctor lock
+.PHONY: help run test lab site bench clean doctor lock
 
 help:
 	@echo "make run    set up, run notebooks 01-05, print the ranked list of movies"
 	@echo "make test   set up, run every test, notebooks included"
 	@echo "make lab    set up, open JupyterLab"
+	@echo "make site   set up, build the site into build/site, which opens from disk"
 	@echo "make bench  time our grid search beside the article's loop, and LRURec if torch is there"
 	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
 	@echo "make lock   write the three locks anew (needs uv)"
@@ -58,6 +59,9 @@ test: $(EXTRA) $(TOOLS)
 lab: $(READY)
 	@$(BIN)/jupyter lab notebooks
 
+site: $(READY) $(TOOLS)
+	@$(BIN)/python docs/site/build.py
+
 bench: $(READY)
 	@$(BIN)/python tests/benchmarks/bench_grid.py
 	@if $(BIN)/python -c 'import torch, safetensors' 2>/dev/null; then \
@@ -88,7 +92,7 @@ lock:
 	rm requirements-all.tmp
 
 clean:
-	rm -rf $(VENV) executed .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) executed build .pytest_cache .ruff_cache .hypothesis
 	@# Replies of your own may have cost money: they stay.
 	if [ -d data/cache ]; then \
 		find data/cache -mindepth 1 ! -name 'replies.sqlite*' -delete; fi

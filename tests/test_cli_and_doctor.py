@@ -16,7 +16,7 @@ from misbehaving_server import completion
 from nbconvert.filters.markdown import markdown2html
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import cli, doctor, replies
+from helpers import cli, doctor, publish, replies
 from helpers import spark as spark_module
 from helpers.data import Dataset
 from helpers.settings import Settings, SettingsError
@@ -38,7 +38,7 @@ def test_navigation_links_neighbours_and_is_idempotent(project):
     cli.write_navigation(project)
     assert texts == [path.read_text() for path in cli.notebooks(project)]
     first = nbformat.read(cli.notebooks(project)[1], 4).cells[0].source
-    assert "(01_a.ipynb)" in first and "(03_c.ipynb)" in first and first.count(cli.NAV) == 1
+    assert "(01_a.ipynb)" in first and "(03_c.ipynb)" in first and first.count(publish.NAV) == 1
     assert markdown2html(first).count("<a href=") == 3
 
 
