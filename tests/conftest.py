@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from browsers import browser, lab, page  # noqa: F401  (fixtures)
 
 from helpers.data import Dataset, locate
 from helpers.settings import Settings
@@ -16,6 +17,14 @@ matplotlib.use("agg")
 os.environ["MOVIELENS_DOWNLOAD"] = "0"
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK_RUNS: list[tuple[str, str, int, float, float]] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Tell fixtures whether their test failed: a page then keeps a screenshot."""
+    report = yield
+    item.failed = getattr(item, "failed", False) or report.failed
+    return report
 
 
 @pytest.fixture(scope="session")

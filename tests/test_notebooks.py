@@ -1,4 +1,7 @@
-"""Every notebook under nbval: strict on the real release, lax on the simulated sample."""
+"""Every notebook under nbval: strict on the real release, lax on the simulated sample.
+
+Where a browser can be started, ``tests/browser/test_lab.py`` runs the sample instead.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import sys
 import threading
 import time
 
+import browsers
 import psutil
 import pytest
 
@@ -33,9 +37,18 @@ class PeakMemory(threading.Thread):
         super().__init__(daemon=True)
         self.process, self.peak_mb = psutil.Process(pid), 0.0
         self.parts: list[tuple[str, float]] = []
+        self.done = threading.Event()
+
+    def stop(self) -> None:
+        """Stop before the process ends."""
+        self.done.set()
+        self.join()
+
+    def alive(self) -> bool:
+        return self.process.status() != psutil.STATUS_ZOMBIE
 
     def run(self) -> None:
-        while self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE:
+        while not self.done.is_set() and self.process.is_running() and self.alive():
             parts = []
             try:
                 for child in self.process.children(recursive=True):
@@ -59,6 +72,8 @@ class PeakMemory(threading.Thread):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path, which, request):
     environment = dict(os.environ, MOVIELENS_DOWNLOAD="0", LLM_MODE="recorded")
+    if which == "sample" and browsers.find().path:
+        pytest.skip("runs in the browser (tests/browser/test_lab.py)")
     if which == "sample":
         environment.pop("MOVIELENS_DIR", None)
         if (ROOT / "data" / "ml-latest-small").exists():
