@@ -45,7 +45,7 @@ def silent(retriever, tables, settings):
 def test_the_training_ratings_fold_into_sparks_own_factor(pipeline, retriever):
     for user in retriever.factors.users[::25].tolist():
         own = retriever.factors.user_factors[np.searchsorted(retriever.factors.users, user)]
-        assert pipeline.factor(user) == pytest.approx(own, abs=1e-3)
+        assert pipeline.factor(user) == pytest.approx(own, abs=1e-6)
 
 
 def test_fold_in_by_hand():
