@@ -199,8 +199,8 @@ def test_a_user_without_likes_or_movies_gets_a_sentence(pipeline, monkeypatch):
 
 
 def test_titles_and_reasons_are_text_not_markup(pipeline):
-    row = pipeline.ranked(12).iloc[0].copy()
-    row["title"], row["reason"] = "<script>x</script>", "<b>bold</b>"
+    row = next(pipeline.ranked(12).itertuples())
+    row = row._replace(title="<script>x</script>", reason="<b>bold</b>")
     shown = app.row_html(row)
     assert "<script>" not in shown and "<b>bold" not in shown and "&lt;b&gt;bold" in shown
 

@@ -416,13 +416,13 @@ class App:
         controls = [self.user, self.weight, self.support, self.clear]
         box = ipywidgets.VBox(
             [
-                ipywidgets.HTML(STYLE),
                 ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"}),
                 self.notice,
                 ipywidgets.HTML("<h3>Ranked list</h3>"),
                 *lines,
                 about,
                 columns,
+                ipywidgets.HTML(STYLE),
             ]
         )
         box.add_class("course-app")
@@ -479,8 +479,8 @@ class App:
     def _fill(self, final: pd.DataFrame, notice: str) -> None:
         self.notice.value = f"<p class='notice' role='status'>{html.escape(notice)}</p>"
         self._shown = final["movieId"].tolist() if len(final) else []
-        for place, (row, pair) in enumerate(zip(self.rows, self.buttons, strict=True)):
-            here = final.iloc[place] if place < len(final) else None
+        lines = [*final.itertuples(), *[None] * (TOP_K - len(final))]
+        for here, row, pair in zip(lines, self.rows, self.buttons, strict=True):
             row.value = "" if here is None else row_html(here)
             for way, button in zip(("up", "down"), pair, strict=True):
                 button.disabled = here is None
@@ -504,7 +504,6 @@ def page(settings: Settings | None = None) -> ipywidgets.Widget:
     except (data.DataError, RuntimeError) as error:
         return ipywidgets.HTML(f"<p role='status'>{html.escape(str(error))}</p>")
     ratings, movies = (data.load_pandas(dataset, name) for name in ("ratings", "movies"))
-    about = ipywidgets.HTML(
-        f"<p>{html.escape(dataset.describe())}<br>{html.escape(llm.PROVENANCE.capitalize())}.</p>"
-    )
+    told = (dataset.describe(), f"LLM replies: {llm.PROVENANCE}.")
+    about = ipywidgets.HTML(f"<p>{'<br>'.join(html.escape(line) for line in told)}</p>")
     return ipywidgets.VBox([about, build(Pipeline(retriever, ratings, movies, settings))])
