@@ -13,12 +13,15 @@ READY := $(VENV)/.ready
 EXTRA := $(VENV)/.ready-llamarec
 TOOLS := $(VENV)/.ready-tools
 
-.PHONY: help run test lab site bench clean doctor lock
+.PHONY: help run test lab app slides clean-copies site bench clean doctor lock
 
 help:
 	@echo "make run    set up, run notebooks 01-05, print the ranked list of movies"
 	@echo "make test   set up, run every test, notebooks included"
-	@echo "make lab    set up, open JupyterLab"
+	@echo "make lab    set up, open JupyterLab with the notebooks in order"
+	@echo "make app    set up, open the app of notebook 05 on a page of its own"
+	@echo "make slides write slides of notebooks 01-06 into docs-build/slides/"
+	@echo "make clean-copies  write notebooks without outputs and solutions into live/"
 	@echo "make site   set up, build the site into build/site, which opens from disk"
 	@echo "make bench  time our grid search beside the article's loop, and LRURec if torch is there"
 	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
@@ -57,7 +60,16 @@ test: $(EXTRA) $(TOOLS)
 	@$(BIN)/python -m pytest -m alone
 
 lab: $(READY)
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/python -m helpers.cli lab
+
+app: $(TOOLS)
+	@$(BIN)/python -m helpers.cli app
+
+slides: $(READY)
+	@$(BIN)/python -m helpers.cli slides
+
+clean-copies: $(READY)
+	@$(BIN)/python -m helpers.cli copies
 
 site: $(READY) $(TOOLS)
 	@$(BIN)/python docs/site/build.py
@@ -92,7 +104,7 @@ lock:
 	rm requirements-all.tmp
 
 clean:
-	rm -rf $(VENV) executed build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) executed build docs-build live tests/artefacts .pytest_cache .ruff_cache .hypothesis
 	@# Replies of your own may have cost money: they stay.
 	if [ -d data/cache ]; then \
 		find data/cache -mindepth 1 ! -name 'replies.sqlite*' -delete; fi

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from browsers import browser, lab, page  # noqa: F401  (fixtures)
 
 from helpers.data import Dataset, locate
 from helpers.settings import Settings
@@ -15,7 +16,15 @@ matplotlib.use("agg")
 # Tests never fetch anything; what they download comes from a server of their own.
 os.environ["MOVIELENS_DOWNLOAD"] = "0"
 ROOT = Path(__file__).resolve().parents[1]
-LONG_FIRST = ("test_notebooks.py[real]", "test_notebooks.py[sample]")
+LONG_FIRST = ("test_notebooks.py[real]", "test_notebooks.py[sample]", "test_lab.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Tell fixtures whether their test failed: a page then keeps a screenshot."""
+    report = yield
+    item.failed = getattr(item, "failed", False) or report.failed
+    return report
 
 
 @pytest.fixture(scope="session")

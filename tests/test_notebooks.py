@@ -1,4 +1,7 @@
-"""Every notebook under nbval: strict on the real release, lax on the simulated sample."""
+"""Every notebook under nbval: strict on the real release, lax on the simulated sample.
+
+Where a browser can be started, ``tests/browser/test_lab.py`` runs the sample instead.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import browsers
 import pytest
 from peak_memory import PeakMemory
 
@@ -34,6 +38,8 @@ def sample_home(tmp_path_factory):
 @pytest.mark.parametrize("which", ["real", "sample"])
 def test_notebook(path, which, request, record_property):
     environment = dict(os.environ, MOVIELENS_DOWNLOAD="0", LLM_MODE="recorded")
+    if which == "sample" and browsers.find().path:
+        pytest.skip("runs in the browser (tests/browser/test_lab.py)")
     if which == "sample":
         environment.pop("MOVIELENS_DIR", None)
         environment["HELPERS_HOME"] = str(request.getfixturevalue("sample_home"))

@@ -1,10 +1,12 @@
-"""Commands of the course: ``python -m helpers.cli run | checkpoint | execute | batch | ...``.
+"""Commands of the course, each as ``python -m helpers.cli NAME``.
 
 ``run`` executes the core notebooks top to bottom and prints the ranked list; ``checkpoint``
-fits and saves what one notebook starts from. For authors: ``execute`` runs notebooks in place and
-saves clean outputs; ``tidy`` strips noise; ``nav`` writes the navigation bars, ``stamp`` the
-repository's address and ``table`` the README's table of results;
-``batch`` exports unanswered LLM requests, imports the answers, and keeps them as JSON Lines.
+fits and saves what one notebook starts from; ``lab`` opens JupyterLab with the notebooks in
+order, ``app`` the page of notebook 05's app; ``slides`` and ``copies`` write slides of 01 to 06
+and notebooks for live coding. For authors: ``execute`` runs notebooks in place and saves clean
+outputs; ``tidy`` strips noise; ``nav`` writes the navigation bars, ``stamp`` the repository's
+address and ``table`` the README's table of results; ``batch`` exports unanswered LLM requests,
+imports the answers, and keeps them as JSON Lines.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
 
-from helpers import checkpoints, data, publish, replies
+from helpers import app, checkpoints, data, publish, replies, room, slides
 from helpers.faults import command, storing
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
@@ -263,6 +265,42 @@ def batch(settings: Settings, action: str, file: Path) -> int:
     return 0 if report.complete else 1
 
 
+# --- people ---------------------------------------------------------------------------------------
+
+
+def open_app(settings: Settings, options: Sequence[str]) -> int:
+    """Make what the app needs, then serve its page: notebooks 02 and 03 run if they never did."""
+    try:
+        dataset = data.locate(settings)
+        print(dataset.describe())
+        for number in ("02", "03"):
+            if not data.result_path("03_implicit", dataset, settings).is_file():
+                print(f"The app needs what notebooks 02 and 03 save: running {number}, once.")
+                execute(next(p for p in notebooks(settings) if p.name.startswith(number)))
+        app.load_retriever(dataset, settings)
+    except (JavaError, data.DataError, NotebookFailedError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return room.app(options)
+
+
+def write_for_the_room(settings: Settings, what: str, target: Path | None) -> int:
+    """Write slides or live-coding copies and say where they are."""
+    found = notebooks(settings)
+    try:
+        if what == "slides":
+            target = target or settings.root / "docs-build" / "slides"
+            written = slides.write_slides([p for p in found if p.name[:2] in slides.NAMES], target)
+        else:
+            target = target or settings.root / "live"
+            written = slides.write_live_copies(found, target)
+    except slides.SlidesError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{len(written)} files in {target}:", *(path.name for path in written), sep="\n  ")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m helpers.cli", description=__doc__)
@@ -280,23 +318,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare = commands.add_parser("checkpoint", help="fit and save what a notebook starts from")
     prepare.add_argument("notebook", choices=sorted(checkpoints.NEEDS), help="its number, e.g. 05")
     commands.add_parser("table", help="write the README's table from notebook 06's results")
+    commands.add_parser("lab", help="open JupyterLab with the notebooks in order")
+    commands.add_parser("app", help="serve the page of notebook 05's app")
+    for name, text in (("slides", "write slides of notebooks 01 to 06"),
+                       ("copies", "write notebooks without outputs and solutions")):  # fmt: skip
+        commands.add_parser(name, help=text).add_argument("--output", type=Path)
     three = commands.add_parser("batch", help="record LLM replies in bulk")
     three.add_argument("action", choices=["export", "import", "keep"])
     three.add_argument("file", type=Path)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command not in ("lab", "app"):  # those two pass them on
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         settings = Settings.from_env()
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
     try:
-        return _dispatch(settings, options)
+        return _dispatch(settings, options, rest)
     except (publish.PublishError, JavaError, data.DataError) as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def _dispatch(settings: Settings, options: argparse.Namespace) -> int:
+def _dispatch(settings: Settings, options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "run":
         return run(settings, options.first, options.last, options.output)
     if options.command == "execute":
@@ -312,6 +357,12 @@ def _dispatch(settings: Settings, options: argparse.Namespace) -> int:
         return 0
     if options.command == "table":
         return write_table(settings)
+    if options.command == "lab":
+        return room.lab(settings, rest)
+    if options.command == "app":
+        return open_app(settings, rest)
+    if options.command in ("slides", "copies"):
+        return write_for_the_room(settings, options.command, options.output)
     return batch(settings, options.action, options.file)
 
 
