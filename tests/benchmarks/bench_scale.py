@@ -1,9 +1,9 @@
 """`make bench-scale`: 100 thousand to 32 million ratings on this machine, and where Spark loses.
 
 Each size is a process of its own, so that no run inherits another's warm JVM or memory. It makes
-the data (not timed), then times three steps: `load` reads ratings.csv and writes Parquet, `fit` is
-one ALS fit from that Parquet, `top 100` writes the hundred best unseen movies of every user to
-Parquet. Start-up of Python and of the JVM is a row of its own. Memory is that of the kernel's
+the data (not timed), then times three steps: `load` reads ratings.csv and writes Parquet by user,
+`fit` is one ALS fit from that Parquet, `top 100` writes the hundred best unseen movies of every
+user to Parquet. Start-up of Python and of the JVM is a row of its own. Memory is that of the kernel's
 process and all its descendants (the JVM, Python workers), the proportional set size where the
 system tells it.
 
@@ -143,32 +143,26 @@ def run_one(ratings: int, folder: Path) -> list[dict]:
     shape = synthetic.write(folder / "data", ratings, formats=("csv",))
     clock = Clock()
     with clock.step("start"):
-        from helpers import als, data
+        from helpers import als, candidates, data, parquet
         from helpers.spark import get_spark
 
         spark = get_spark()
         blocks = int(spark.conf.get("spark.sql.shuffle.partitions"))
     dataset = data.Dataset(folder / "data", "synthetic", "bench", True, False)
-    parquet, lists = str(folder / "ratings.parquet"), str(folder / "top.parquet")
+    stored, lists = folder / "stored", folder / "lists"
     with clock.step("load"):
-        data.load(spark, dataset).ratings.repartition(blocks, "userId").write.parquet(parquet)
+        parquet.save({"ratings": data.load(spark, dataset).ratings}, stored, buckets=blocks)
     with clock.step("fit"):
-        table = spark.read.parquet(parquet).select("userId", "movieId", "rating")
+        table = parquet.load(spark, stored, "ratings").select("userId", "movieId", "rating")
         model = als.make_als(RANK, REG, max_iter=ITERATIONS, blocks=blocks).fit(table)
-        users = model.userFactors.count()
-        rated_movies = model.itemFactors.count()
+        users, movies = model.userFactors.count(), model.itemFactors.count()
     with clock.step("top 100"):
-        write_candidates(model, table, lists)
+        found = candidates.recommend_all(model, table, table, TOP, buckets=blocks)
+        listed = candidates.save_lists(found, lists, buckets=blocks).rows["candidates"]
     rows = clock.close()
-    written = spark.read.parquet(lists).count()
     spark.stop()
-    size = {"ratings": shape.ratings, "users": users, "movies": rated_movies, "listed": written}
+    size = {"ratings": shape.ratings, "users": users, "movies": movies, "listed": listed}
     return [size | {"partitions": blocks} | row for row in rows]
-
-
-def write_candidates(model, seen, path: str) -> None:
-    """Write the top hundred of every user."""
-    model.recommendForAllUsers(TOP).write.parquet(path)
 
 
 # --- all sizes ------------------------------------------------------------------------------------
