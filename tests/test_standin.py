@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -31,3 +34,24 @@ def test_it_answers_late_in_the_order_shown_and_counts():
     assert {reply.model for reply in replies} == {MODEL}
     assert ranking.read_ranking(replies[0].choices[0].message.content, 2).order == [0, 1]
     assert (log.requests, log.prompts, log.most_at_once) == (3, 1, 3)
+
+
+def test_it_ends_with_the_process_that_started_it():
+    code = (
+        "import os\n"
+        "from helpers.standin import standin\n"
+        "with standin() as server:\n"
+        "    print(server.url, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    address = done.stdout.strip().removesuffix("/v1")
+    assert address.startswith("http://127.0.0.1:")
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(address + "/log", timeout=5)
+        except OSError:
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("the stand-in outlived its parent")

@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,13 +56,17 @@ def standin(latency: float = 0.2) -> Iterator[StandIn]:
         latency: seconds between a request and its answer.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "helpers.standin", str(latency)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "helpers.standin", str(latency)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         yield StandIn(f"http://127.0.0.1:{int(process.stdout.readline())}/v1")
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()
         process.stdout.close()
 
 
@@ -105,7 +111,13 @@ async def _connection(reader, writer, latency: float) -> None:
     writer.close()
 
 
+def _end_with_parent() -> None:
+    sys.stdin.read()  # ends when the process that started this one does, however it ends
+    os._exit(0)
+
+
 async def _main(latency: float) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     server = await asyncio.start_server(
         lambda reader, writer: _connection(reader, writer, latency), "127.0.0.1", 0
     )
