@@ -97,7 +97,8 @@ def _noise(output: nbformat.NotebookNode) -> bool:
 def run(settings: Settings, first: str, last: str, output: Path) -> int:
     """Execute the notebooks from ``first`` to ``last``, print the list, return the exit status."""
     try:
-        check_java()
+        if not settings.spark_remote:
+            check_java()
         dataset = data.locate(settings)
     except (JavaError, data.DataError) as error:
         print(error, file=sys.stderr)
