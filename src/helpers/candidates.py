@@ -228,7 +228,9 @@ def recommend_all(
     if n < 1 or buckets < 1:
         raise ValueError(f"n is {n} and buckets {buckets}; both must be at least 1.")
     remedy = remedy or Remedy("plain")
-    rank = partial(_rank_blocks, movies=_movies(model, train, remedy), remedy=remedy, n=n)
+    movies = _movies(model, train, remedy)
+    size = max(1, _SCORES_AT_ONCE // max(1, len(movies.ids)))
+    rank = partial(_rank_blocks, movies=movies, remedy=remedy, n=n, size=size)
     users = model.userFactors.select(F.col("id").alias("userId"), "features")
     marks = seen.groupBy("userId").agg(F.collect_set("movieId").alias("seen"))
     users = users.join(marks, "userId", "left")
@@ -253,12 +255,11 @@ def _movies(model: ALSModel, train: DataFrame, remedy: Remedy) -> _Movies:
 
 
 def _rank_blocks(
-    frames: Iterable[pd.DataFrame], *, movies: _Movies, remedy: Remedy, n: int
+    frames: Iterable[pd.DataFrame], *, movies: _Movies, remedy: Remedy, n: int, size: int
 ) -> Iterator[pd.DataFrame]:
-    """Rank the movies for users (``userId, features, seen, mean``), a block at a time."""
+    """Rank the movies for users (``userId, features, seen, mean``), ``size`` of them at a time."""
     if not len(movies.ids):
         return
-    size = max(1, _SCORES_AT_ONCE // len(movies.ids))
     for frame in frames:
         for start in range(0, len(frame), size):
             block = frame.iloc[start : start + size]

@@ -121,7 +121,8 @@ def tidy(settings: Settings, files: Sequence[Path]) -> int:
 def run(settings: Settings, first: str, last: str, output: Path) -> int:
     """Execute the notebooks from ``first`` to ``last``, print the list, return the exit status."""
     try:
-        check_java()
+        if not settings.spark_remote:
+            check_java()
         dataset = data.locate(settings)
     except (JavaError, data.DataError) as error:
         print(error, file=sys.stderr)

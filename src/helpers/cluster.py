@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pyspark
 
-from helpers.spark import check_java
+from helpers.spark import check_java, start_fault
 
 HOME = Path(pyspark.__file__).parent
 """Spark itself, as the pyspark package brings it."""
@@ -81,9 +81,9 @@ def local_cluster(
 
     Raises:
         JavaError: Java is missing or unsuitable.
-        ClusterError: Windows, or a process did not start in time; the message holds its last line.
+        ClusterError: Windows, or a process did not start in time; the message says why.
     """
-    with _processes(folder) as (start, place):
+    with _processes(folder, "256m") as (start, place):
         here = ("--host", LOOPBACK, "--port", "0", "--webui-port", "0")
         log, process = start("master", "spark-class", MASTER, *here)
         master = _wait_for(r"Starting Spark master at (spark://\S+)", log, process, wait_s)
@@ -124,12 +124,11 @@ def connect_server(
         "spark.connect.grpc.binding.address": LOOPBACK,
         "spark.connect.grpc.binding.port": "0",
         "spark.driver.host": LOOPBACK,
-        "spark.driver.memory": memory,
         "spark.driver.extraJavaOptions": "-Xss4m -XX:+UseSerialGC",
         "spark.executor.extraJavaOptions": "-Xss4m",
         "spark.ui.enabled": "false",
     }
-    with _processes(folder) as (start, place):
+    with _processes(folder, memory) as (start, place):
         options["spark.sql.warehouse.dir"] = (place / "warehouse").as_uri()
         conf = [text for item in options.items() for text in ("--conf", "=".join(item))]
         log, process = start(
@@ -150,8 +149,11 @@ Start = Callable[..., tuple[Path, "subprocess.Popen[bytes]"]]
 
 
 @contextlib.contextmanager
-def _processes(folder: Path | None) -> Iterator[tuple[Start, Path]]:
-    """Give a function that starts a Spark class, and stop whatever it started."""
+def _processes(folder: Path | None, memory: str) -> Iterator[tuple[Start, Path]]:
+    """Give a function that starts a Spark class, and stop whatever it started.
+
+    ``memory`` is the heap of each, masters, workers and Connect servers alike.
+    """
     if platform.system() == "Windows":
         raise ClusterError("Spark's cluster scripts need Linux or macOS: use WSL on Windows.")
     check_java()
@@ -167,7 +169,7 @@ def _processes(folder: Path | None) -> Iterator[tuple[Start, Path]]:
             "SPARK_HOME": str(HOME),
             "SPARK_LOCAL_IP": LOOPBACK,
             "SPARK_LOCAL_DIRS": str(place),
-            "SPARK_DAEMON_MEMORY": "256m",
+            "SPARK_DAEMON_MEMORY": memory,
             "PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON", sys.executable),
         }
         # A server or a worker is no client of another one.
@@ -223,8 +225,8 @@ def _wait_for(pattern: str, log: Path, process: subprocess.Popen[bytes], wait_s:
             return found[1]
         if ended or time.monotonic() > until:
             why = "ended" if ended else f"was not ready within {wait_s:.0f} s"
-            last = (text.strip().splitlines() or ["it wrote nothing"])[-1]
-            raise ClusterError(f"Spark's {log.stem} {why}: {last}")
+            told = start_fault(text) or (text.strip().splitlines() or ["it wrote nothing"])[-1]
+            raise ClusterError(f"Spark's {log.stem} {why}: {told}")
         time.sleep(0.1)
 
 
