@@ -272,6 +272,13 @@ def test_a_port_in_use_stops_neither_spark_nor_jupyterlab(tmp_path):
                 taken.bind(("127.0.0.1", port))
                 taken.listen()
         port = taken.getsockname()[1]
+        code = "from helpers.spark import get_spark; print(get_spark().range(3).count())"
+        session = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", code], env=course_environment(), text=True,
+                stdout=subprocess.PIPE,
+            )
+        )  # fmt: skip
         lab = subprocess.Popen(
             [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}",
              "--allow-root", "--ServerApp.ip=127.0.0.1"],
@@ -283,13 +290,9 @@ def test_a_port_in_use_stops_neither_spark_nor_jupyterlab(tmp_path):
                     break
             assert found and int(found[1]) != port
         finally:
-            lab.terminate()
+            lab.kill()
             lab.communicate()
-        code = "from helpers.spark import get_spark; print(get_spark().range(3).count())"
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=course_environment(), capture_output=True, text=True
-        )
-        assert done.stdout.strip() == "3", done.stderr
+        assert session.communicate()[0].strip() == "3"
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """`make bench`: every comparison of the course in one run, as a table and as bench.csv.
 
-``python tests/benchmarks/run.py`` runs all, ``--only bench_grid`` (or ``-k``, as in pytest) a part. It
-ends with 1 where a row falls short of its target. A bench is a function ``bench_*`` in a file
+``python tests/benchmarks/run.py`` runs all, ``--only bench_grid`` (or ``-k``, as in pytest) a part.
+It ends with 1 where a row falls short of its target. A bench is a function ``bench_*`` in a file
 ``bench_*.py``, so that ``pytest`` alone leaves it out.
 """
 
