@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 EXTRA := $(VENV)/.ready-llamarec
 TOOLS := $(VENV)/.ready-tools
 
-.PHONY: help run test lab app slides clean-copies site bench clean doctor lock
+.PHONY: help run test lab app slides clean-copies site bench bench-scale binder clean doctor lock
 
 help:
 	@echo "make run    set up, run notebooks 01-05, print the ranked list of movies"
@@ -23,7 +23,8 @@ help:
 	@echo "make slides write slides of notebooks 01-06 into docs-build/slides/"
 	@echo "make clean-copies  write notebooks without outputs and solutions into live/"
 	@echo "make site   set up, build the site into build/site, which opens from disk"
-	@echo "make bench  time our grid search beside the article's loop, and LRURec if torch is there"
+	@echo "make bench  time the course beside plain ways; ONLY=bench_grid runs a part"
+	@echo "make binder run notebooks 01-06 in a JupyterLab within Binder's 2 GB of memory"
 	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
 	@echo "make lock   write the three locks anew (needs uv)"
 	@echo "make clean  remove the virtual environment and all caches but your own LLM replies"
@@ -74,11 +75,12 @@ clean-copies: $(READY)
 site: $(READY) $(TOOLS)
 	@$(BIN)/python docs/site/build.py
 
+# With ONLY=bench_grid a part; rows that need PyTorch are skipped where it is missing.
 bench: $(READY)
-	@$(BIN)/python tests/benchmarks/bench_grid.py
-	@if $(BIN)/python -c 'import torch, safetensors' 2>/dev/null; then \
-		$(BIN)/python tests/benchmarks/bench_lru.py; \
-		else echo "The benchmark of LRURec needs PyTorch: pip install -e '.[llamarec]'"; fi
+	@$(BIN)/python tests/benchmarks/run.py --only "$(ONLY)"
+
+binder: $(READY)
+	@$(BIN)/python tests/benchmarks/binder.py
 
 doctor: $(READY)
 	@$(BIN)/python -m helpers.doctor

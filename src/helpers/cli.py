@@ -12,7 +12,10 @@ imports the answers, and keeps them as JSON Lines.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -51,6 +54,7 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
 
     Raises:
         NotebookFailedError: a cell raised, ran too long, or its kernel died.
+        KeyboardInterrupt: Ctrl-C; the kernel is ended when Python ends.
     """
     notebook = nbformat.read(path, as_version=4)
     code = sum(cell.cell_type == "code" for cell in notebook.cells)
@@ -62,9 +66,13 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
             extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its notice on TCP alarms readers
             resources={"metadata": {"path": str(path.parent)}},
             on_cell_executed=lambda **_: bar.update(),
+            on_notebook_start=lambda **_: _let_ctrl_c_interrupt(),
         )
         try:
             client.execute()
+        except KeyboardInterrupt:
+            client.shutdown_kernel = "immediate"  # it may be in a cell that takes minutes
+            raise
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             done = sum(bool(cell.get("execution_count")) for cell in notebook.cells)
             text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
@@ -72,6 +80,15 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
             message = f"{path.name}, code cell {done} of {code}: {last}"
             raise NotebookFailedError(message) from error
     return notebook
+
+
+def _let_ctrl_c_interrupt() -> None:
+    """Take nbclient's handler away: it ends the kernel and then fails on an assertion of its own.
+
+    The kernel still ends, at exit.
+    """
+    with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

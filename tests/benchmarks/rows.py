@@ -123,8 +123,9 @@ def markdown(table: pd.DataFrame) -> str:
     lines += ["", "| notebook | start-up | Run All | promised | peak memory |", "| --- " * 5 + "|"]
     by_name = table.set_index("name")
     for name in notebooks():
-        cells = [by_name.loc[f"{name}: {what}"] for what in NOTEBOOK_TARGETS if len(by_name)]
-        start, every, memory = cells
+        if f"{name}: Run All" not in by_name.index:
+            continue
+        start, every, memory = (by_name.loc[f"{name}: {what}"] for what in NOTEBOOK_TARGETS)
         lines.append(
             f"| {name} | {start.ours:.0f} s | {every.ours:.0f} s | {every.baseline:.0f} s | "
             f"{memory.ours:.0f} MB of {memory.baseline:.0f} |"
@@ -133,13 +134,22 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join([*lines, "", f"Measured on: {'; '.join(where)}."])
 
 
+def between_marks(path: Path, mark: str, text: str) -> None:
+    """Put ``text`` between the two marks in a file.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    parts = path.read_text(encoding="utf-8").split(mark)
+    if len(parts) != 3:
+        raise ValueError(f"{path.name} needs the mark {mark} before and after the table.")
+    parts[1] = f"\n\n{text}\n\n"
+    path.write_text(mark.join(parts), encoding="utf-8")
+
+
 def write_readme(path: Path = ROOT / "README.md") -> None:
     """Put the tables between their two marks."""
-    parts = path.read_text(encoding="utf-8").split(MARK)
-    if len(parts) != 3:
-        raise ValueError(f"{path.name} needs the mark {MARK} before and after the table.")
-    parts[1] = f"\n\n{markdown(pd.read_csv(RESULT))}\n\n"
-    path.write_text(MARK.join(parts), encoding="utf-8")
+    between_marks(path, MARK, markdown(pd.read_csv(RESULT)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`make bench`: every comparison of the course in one run, as a table and as bench.csv.
 
-``python tests/benchmarks/run.py`` runs all, ``--only grid`` (or ``-k``, as in pytest) a part. It
-ends with 1 where a row falls short of its target. A bench is a function ``bench_*`` in a file
+``python tests/benchmarks/run.py`` runs all, ``--only bench_grid`` (or ``-k``, as in pytest) a part.
+It ends with 1 where a row falls short of its target. A bench is a function ``bench_*`` in a file
 ``bench_*.py``, so that ``pytest`` alone leaves it out.
 """
 
@@ -62,7 +62,8 @@ class Versus:
 
     def note(self, text: str) -> None:
         """Print a line at once."""
-        self._reporter.write_line(f"\n{text}" if not self._reporter.isatty else f"\r{text}")
+        self._reporter.ensure_newline()
+        self._reporter.write_line(text)
 
 
 @pytest.fixture
@@ -97,7 +98,9 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"Short of the target: {'; '.join(short)}.")
     out = os.environ.get("BENCH_CSV")
     rows.save(MEASURED, Path(out) if out else rows.RESULT)
-    terminalreporter.write_line(f"Written to {out or 'data/results/bench.csv'}.")
+    if not out:
+        rows.write_readme()
+    terminalreporter.write_line(f"Written to {out or 'data/results/bench.csv and README.md'}.")
 
 
 def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
