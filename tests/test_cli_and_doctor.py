@@ -26,6 +26,7 @@ from helpers.spark import JavaError, check_java, parse_java_version
 @pytest.fixture
 def project(tmp_path, settings):
     (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
     for name in ("01_a", "02_b", "03_c"):
         cells = [new_markdown_cell("# T"), new_code_cell("print(6 * 7)"), new_markdown_cell("end")]
         nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / f"{name}.ipynb")
