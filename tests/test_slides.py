@@ -58,7 +58,10 @@ def test_a_long_output_and_a_figure_get_slides_of_their_own():
     assert [len(page[0].outputs) for page in long] == [0, 1, 1, 1]
     told = [line for page in long[1:] for line in page[0].outputs[0].text.splitlines()]
     assert told == [str(line) for line in range(60)]
-    figure = pages(new_code_cell("plot()", outputs=[picture(), printed(2)]))
+    drawn = new_code_cell("plot()", outputs=[picture(), printed(2)])
+    drawn.metadata.update(of_type("subslide", notes="Look."))
+    figure = pages(drawn)
+    assert [page[0].metadata.slides.get("notes") for page in figure] == [None, "Look.", None]
     assert [[o.output_type for o in page[0].outputs] for page in figure] == [
         [], ["display_data"], ["stream"]
     ]  # fmt: skip
