@@ -93,8 +93,13 @@ def _parts(cell: NotebookNode) -> list[NotebookNode]:
     else:
         parts = _code(cell)
     if notes and parts:
-        _note(parts[-1], notes)
+        figures = (part for part in parts if any(map(_is_figure, part.get("outputs", []))))
+        _note(next(figures, parts[-1]), notes)
     return parts
+
+
+def _is_figure(output: NotebookNode) -> bool:
+    return "image/png" in output.get("data", {})
 
 
 def _prose(source: str) -> list[str]:
@@ -122,7 +127,7 @@ def _bare(page: Sequence[str]) -> int:
 
 
 def _code(cell: NotebookNode) -> list[NotebookNode]:
-    figures = [out for out in cell.outputs if "image/png" in out.get("data", {})]
+    figures = [out for out in cell.outputs if _is_figure(out)]
     texts = [out for out in cell.outputs if out not in figures]
     told = [line for out in texts for line in _text(out).splitlines()]
     lines = cell.source.count("\n") + 1

@@ -80,7 +80,7 @@ def explorers(path) -> list[tuple[str, list[str]]]:
     return found
 
 
-VALUE = """box => box.matches('select') ? box.options[box.selectedIndex].text
+VALUE = """box => box.matches('select') ? box.value
     : box.matches('input') ? Number(box.value) : Number(box.getAttribute('aria-valuenow'))"""
 
 
@@ -95,8 +95,12 @@ def move(page, control) -> None:
     if kind == "INPUT":
         page.keyboard.press("ArrowUp")
         page.keyboard.press("Enter")
+    elif kind == "SELECT":
+        # JupyterLab takes the arrow keys of a closed list for itself; an open one has its own.
+        for key in ("Space", "ArrowDown", "Enter"):
+            page.keyboard.press(key)
     else:
-        page.keyboard.press("ArrowDown" if kind == "SELECT" else "ArrowRight")
+        page.keyboard.press("ArrowRight")
 
 
 def check_explorer(page, box, function: str, names: list[str]) -> None:

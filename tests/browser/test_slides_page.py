@@ -16,7 +16,7 @@ SMALLEST = 0.75  # of the full size; smaller is not read from the last row
 FRAME = """() => [...document.querySelectorAll('section.slide')].map(one => ({
     zoom: Number(one.dataset.zoom), tall: one.scrollHeight - one.clientHeight,
     wide: one.scrollWidth - one.clientWidth, size: [one.clientWidth, one.clientHeight],
-    text: one.innerText.trim().length + 100 * one.querySelectorAll('img').length,
+    text: one.textContent.trim().length + 100 * one.querySelectorAll('img').length,
     inside: [...one.querySelectorAll('.fit *')].every(part => {
         const box = part.getBoundingClientRect(), frame = one.getBoundingClientRect();
         return !box.width || part.closest('aside')
