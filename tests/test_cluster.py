@@ -206,12 +206,28 @@ def test_without_the_client_the_remedy_is_named(monkeypatch):
         get_spark(settings_for(SPARK_REMOTE="sc://127.0.0.1:1"))
 
 
-def test_a_process_that_ends_says_why(ready, tmp_path):
-    with (
-        pytest.raises(clusters.ClusterError, match=r"^Spark's worker-0 ended: .*"),
-        clusters.local_cluster(1, memory="1 potato", folder=tmp_path, wait_s=60),
-    ):
-        pass
+def test_a_process_that_ends_or_hangs_says_why(tmp_path):
+    log = tmp_path / "worker-0.log"
+    log.write_text("WARNING: nothing\njava.net.BindException: Address in use\n\tat a.b(C.java:1)\n")
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+        with pytest.raises(
+            clusters.ClusterError, match=r"^Spark's worker-0 ended: java\.net\.Bind"
+        ):
+            clusters._wait_for("never", log, process, 60)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        with pytest.raises(clusters.ClusterError, match=r"was not ready within 0 s: .*in use"):
+            clusters._wait_for("never", log, process, 0.1)
+        process.kill()
+
+
+def test_impossible_workers_are_refused():
+    for options in ({"memory": "1 potato"}, {"cores": 0}):
+        with (
+            pytest.raises(clusters.ClusterError, match="such as 512m"),
+            clusters.local_cluster(**options),
+        ):
+            pass
 
 
 def test_windows_is_told_what_to_use(monkeypatch):

@@ -81,8 +81,13 @@ def local_cluster(
 
     Raises:
         JavaError: Java is missing or unsuitable.
-        ClusterError: Windows, or a process did not start in time; the message says why.
+        ClusterError: Windows, impossible sizes, or a process did not start in time.
     """
+    if not re.fullmatch(r"\d+[mg]", memory) or cores < 1:
+        raise ClusterError(
+            f"A worker with {cores} cores and memory {memory!r} cannot be: give at least one core, "
+            "and memory as a number with m or g, such as 512m."
+        )
     with _processes(folder, "256m") as (start, place):
         here = ("--host", LOOPBACK, "--port", "0", "--webui-port", "0")
         log, process = start("master", "spark-class", MASTER, *here)
@@ -160,7 +165,9 @@ def _processes(folder: Path | None, memory: str) -> Iterator[tuple[Start, Path]]
     started: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
         if folder is None:
-            name = tempfile.TemporaryDirectory(prefix="spark-", ignore_cleanup_errors=True)
+            name = tempfile.TemporaryDirectory(
+                prefix="helpers-cluster-", ignore_cleanup_errors=True
+            )
             place = Path(stack.enter_context(name))
         else:
             place = folder
