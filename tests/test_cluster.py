@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -228,6 +230,25 @@ def test_impossible_workers_are_refused():
             clusters.local_cluster(**options),
         ):
             pass
+
+
+def test_the_command_prints_what_to_set_and_stops_at_ctrl_c(ready, tmp_path):
+    command = [sys.executable, "-m", "helpers.cluster", "--workers", "0"]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        host, port = re.fullmatch(r"export SPARK_MASTER=spark://(.+):(\d+)\n", line).groups()
+        socket.create_connection((host, int(port)), 5).close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), 5)
+    assert list(tmp_path.glob("helpers-cluster-*")) == []
+
+
+def test_the_command_says_in_a_line_what_is_wrong(capsys):
+    assert clusters.main(["--memory", "much"]) == 1
+    assert "such as 512m" in capsys.readouterr().err
 
 
 def test_windows_is_told_what_to_use(monkeypatch):

@@ -23,10 +23,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import pyspark
 
-from helpers.spark import check_java, start_fault
+from helpers.spark import JavaError, check_java, start_fault
 
 HOME = Path(pyspark.__file__).parent
 """Spark itself, as the pyspark package brings it."""
@@ -248,20 +249,26 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     with contextlib.suppress(KeyboardInterrupt):
-        if chosen.connect:
-            with connect_server(memory=chosen.memory) as address:
-                _keep(f"export SPARK_REMOTE={address}")
-        else:
-            with local_cluster(chosen.workers, cores=chosen.cores, memory=chosen.memory) as cluster:
+        try:
+            if chosen.connect:
+                with connect_server(memory=chosen.memory) as address:
+                    _keep(f"export SPARK_REMOTE={address}")
+            sizes = {"cores": chosen.cores, "memory": chosen.memory}
+            with local_cluster(chosen.workers, **sizes) as cluster:
                 _keep(f"export SPARK_MASTER={cluster.master}")
+        except (ClusterError, JavaError) as error:
+            print(error, file=sys.stderr)
+            return 1
     return 0
 
 
-def _keep(line: str) -> None:
+def _keep(line: str) -> NoReturn:
     print(f"{line}\nStop with Ctrl-C.", flush=True)
     while True:
         time.sleep(3600)
 
 
 if __name__ == "__main__":
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # a closed terminal stops them too
+        signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
     sys.exit(main())
