@@ -6,6 +6,7 @@ SPARK_REMOTE. With ``--announce`` it prints RUNNING in the middle of ALS, while 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -82,4 +83,5 @@ def main(folder: Path, watched: bool) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(240, exit=True)  # rather than hang a test run
     main(Path(sys.argv[1]), "--announce" in sys.argv)

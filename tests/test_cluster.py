@@ -114,21 +114,36 @@ def test_a_cluster_gives_the_numbers_of_one_machine(cluster, one_machine, home):
     assert found["mark"] == "reached"  # the executors ran our PYSPARK_PYTHON
 
 
-def test_more_memory_than_any_worker_has_is_one_sentence(cluster, home):
-    script = (
-        "from helpers import spark\n"
-        "spark.EXECUTOR_S = 2\n"
-        "try:\n    spark.get_spark()\nexcept spark.SparkStartError as error:\n    print(error)\n"
-    )
-    env = {"SPARK_MASTER": cluster.master, "SPARK_EXECUTOR_MEMORY": "99g"}
+def run(script: str, home: Path, **more: str) -> str:
+    """Run a short script in a process of its own and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env=os.environ | env | {"HELPERS_HOME": str(home)},
+        env=os.environ | {"HELPERS_HOME": str(home)} | more,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
     )
-    assert done.stdout.startswith("The Spark master gave no executor within 2 s: start a worker")
+    return done.stdout + done.stderr
+
+
+NO_EXECUTOR = """
+from helpers import spark
+spark.EXECUTOR_S = 2
+try:
+    spark.get_spark()
+except spark.SparkStartError as error:
+    print(error)
+"""
+STATIC_OPTION = """
+from helpers import spark
+spark._sql_options = lambda settings: {"spark.sql.warehouse.dir": "/elsewhere"}
+spark.get_spark()
+"""
+
+
+def test_more_memory_than_any_worker_has_is_one_sentence(cluster, home):
+    said = run(NO_EXECUTOR, home, SPARK_MASTER=cluster.master, SPARK_EXECUTOR_MEMORY="99g")
+    assert said.startswith("The Spark master gave no executor within 2 s: start a worker")
 
 
 def test_spark_connect_gives_the_numbers_of_one_machine(ready, one_machine, home, tmp_path_factory):
@@ -136,8 +151,10 @@ def test_spark_connect_gives_the_numbers_of_one_machine(ready, one_machine, home
     with clusters.connect_server("local[2]", folder=tmp_path_factory.mktemp("connect")) as address:
         # There is no Java on a client's machine.
         found = finish(start(home, "remote", SPARK_REMOTE=address, JAVA_HOME=str(home / "no-java")))
+        warned = run(STATIC_OPTION, home, SPARK_REMOTE=address)
     assert found["remote"] and not one_machine["remote"]
     check_same(found, one_machine, home, "remote")
+    assert "The Spark Connect server keeps its own spark.sql.warehouse.dir: numbers" in warned
 
 
 def test_the_job_finishes_when_a_worker_is_killed_half_way(cluster, one_machine, home):
@@ -158,6 +175,30 @@ def test_the_job_finishes_when_a_worker_is_killed_half_way(cluster, one_machine,
     check_same(found, one_machine, home, "killed")
     assert found["executors"] == 1 and cluster.status()["aliveworkers"] == 1
     assert "Lost executor" in log.read_bytes()[known:].decode(errors="replace")
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def options(**variables: str) -> dict[str, str]:
+    settings = Settings.from_env({"HELPERS_HOME": str(ROOT)} | variables)
+    return spark_module._process_options(settings) | spark_module._sql_options(settings)
+
+
+def test_executors_get_their_sizes_and_the_driver_its_name():
+    assert not [key for key in options() if key.startswith("spark.executor")]
+    far = {"SPARK_MASTER": "spark://far:7077,second:7077"}
+    more = {"SPARK_EXECUTOR_CORES": "4", "SPARK_EXECUTOR_MEMORY": "8g", "SPARK_DRIVER_HOST": "me"}
+    sized = options(**far, **more)
+    assert (sized["spark.executor.cores"], sized["spark.executor.memory"]) == ("4", "8g")
+    assert (
+        sized["spark.driver.host"] == "me" and "-Xss4m" in sized["spark.executor.extraJavaOptions"]
+    )
+    # Spark finds the name out itself; on this machine that may be one that nothing resolves.
+    plain = options(**far)
+    assert "spark.driver.host" not in plain and "spark.executor.cores" not in plain
+    assert options(SPARK_MASTER="spark://localhost:7077")["spark.driver.host"] == "127.0.0.1"
+    assert options(SPARK_MASTER="yarn")["spark.executor.memory"] == "1g"
 
 
 # --- nobody answers -------------------------------------------------------------------------------

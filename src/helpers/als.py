@@ -331,7 +331,8 @@ MANIFEST = "manifest.json"
 def save_model(model: ALSModel, folder: Path, mark: str) -> None:
     """Save ``model`` with a manifest of file hashes and ``mark`` (see :func:`fingerprint`).
 
-    It is written beside ``folder`` and renamed, so that a crash leaves the old model or none.
+    It is written beside ``folder`` and renamed, so that a crash leaves the old model or none. On a
+    cluster, or with Spark Connect, every machine must see ``folder``.
     """
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
