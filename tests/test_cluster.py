@@ -89,8 +89,9 @@ def cluster(ready, tmp_path_factory):
 def check_same(found: dict, wanted: dict, home: Path, name: str) -> None:
     """The parts of the split, the errors and every list are those of one machine."""
     assert found["split"] == wanted["split"] and found["by_hash"] == wanted["by_hash"]
-    # With the partition counts pinned, ALS adds in the same order everywhere. Nothing differed in
-    # any run; the margin is there for another machine's arithmetic.
+    # With the partition counts pinned and the training rows in one partition, ALS adds in the same
+    # order everywhere: nothing differed in any run. With rows in several partitions the order of
+    # arrival decides the last bits.
     pd.testing.assert_frame_equal(
         pd.DataFrame(found["grid"]), pd.DataFrame(wanted["grid"]), rtol=1e-6
     )
@@ -109,8 +110,7 @@ def test_a_cluster_gives_the_numbers_of_one_machine(cluster, one_machine, home):
     found = finish(start(home, "cluster", **options))
     assert (found["master"], found["executors"]) == (cluster.master, 2)
     check_same(found, one_machine, home, "cluster")
-    (application,) = cluster.status()["completedapps"]
-    assert application["memoryperexecutor"] == 600
+    assert 600 in [done["memoryperexecutor"] for done in cluster.status()["completedapps"]]
     assert found["mark"] == "reached"  # the executors ran our PYSPARK_PYTHON
 
 
