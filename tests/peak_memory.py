@@ -23,9 +23,18 @@ class PeakMemory(threading.Thread):
         self.process, self.peak_mb = psutil.Process(pid), 0.0
         self.parts: list[tuple[str, float]] = []
         self.itself, self.limit_mb, self.killed = itself, limit_mb, False
+        self.done = threading.Event()
+
+    def stop(self) -> None:
+        """Stop before the process ends."""
+        self.done.set()
+        self.join()
+
+    def alive(self) -> bool:
+        return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
 
     def run(self) -> None:
-        while self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE:
+        while not self.done.is_set() and self.alive():
             parts = []
             try:
                 family = self.process.children(recursive=True)

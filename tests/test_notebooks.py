@@ -1,17 +1,22 @@
-"""Every notebook under nbval: strict on the real release, lax on the simulated sample."""
+"""Every notebook under nbval: strict on the real release, lax on the simulated sample.
+
+Where a browser can be started, ``tests/browser/test_lab.py`` runs the sample instead.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 
+import browsers
 import pytest
 from peak_memory import PeakMemory
 
-from conftest import NOTEBOOK_RUNS, ROOT
+from conftest import ROOT
 from helpers.data import locate
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -20,14 +25,24 @@ MEMORY_LIMIT_OF_08_MB = 3000  # PyTorch and a JVM at once; it needs the extra, w
 CELL_TIMEOUT_S = 600
 
 
-@pytest.mark.parametrize("which", ["sample", "real"])
+@pytest.fixture(scope="module")
+def sample_home(tmp_path_factory):
+    """A home of its own: models saved by the runs on the real release must not meet these."""
+    home = tmp_path_factory.mktemp("home")
+    others = shutil.ignore_patterns("cache", "ml-latest-small")
+    shutil.copytree(ROOT / "data", home / "data", ignore=others)
+    return home
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook(path, which, request):
+@pytest.mark.parametrize("which", ["real", "sample"])
+def test_notebook(path, which, request, record_property):
     environment = dict(os.environ, MOVIELENS_DOWNLOAD="0", LLM_MODE="recorded")
+    if which == "sample" and browsers.find().path:
+        pytest.skip("runs in the browser (tests/browser/test_lab.py)")
     if which == "sample":
         environment.pop("MOVIELENS_DIR", None)
-        if (ROOT / "data" / "ml-latest-small").exists():
-            environment["MOVIELENS_DIR"] = str(ROOT / "data" / "sample")
+        environment["HELPERS_HOME"] = str(request.getfixturevalue("sample_home"))
     elif not locate().verified:
         pytest.skip("needs the real ml-latest-small (MOVIELENS_DIR)")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
@@ -46,7 +61,7 @@ def test_notebook(path, which, request):
     passed = re.search(r"(\d+) passed", output)
     cells = int(passed[1]) if passed else 0
     seconds = time.perf_counter() - start
-    NOTEBOOK_RUNS.append((path.stem, which, cells, seconds, memory.peak_mb))
+    record_property("notebook", (path.stem, which, cells, seconds, memory.peak_mb))
     assert process.returncode == 0, output[-6000:]
     assert cells > 5
     limit = MEMORY_LIMIT_OF_08_MB if path.stem.startswith("08") else MEMORY_LIMIT_MB

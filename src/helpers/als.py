@@ -25,6 +25,7 @@ import pandas as pd
 from pyspark.ml.recommendation import ALS, ALSModel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
+from pyspark.util import inheritable_thread_target
 from tqdm.auto import tqdm
 
 from helpers.faults import storing
@@ -156,7 +157,9 @@ def grid_search(
     rows: list[dict[str, float]] = []
     best: tuple[tuple[float, int, float], ALSModel] | None = None
     with ThreadPoolExecutor(threads or min(4, 1 + (os.cpu_count() or 1))) as pool:
-        jobs = [pool.submit(fit_one, rank, reg) for rank, reg in grid]
+        # A Spark Connect model asks for the session of its thread.
+        fit_there = inheritable_thread_target(train.sparkSession)(fit_one)
+        jobs = [pool.submit(fit_there, rank, reg) for rank, reg in grid]
         try:
             done = tqdm(as_completed(jobs), total=len(jobs), desc="ALS fits", disable=not progress)
             for job in done:

@@ -1,9 +1,12 @@
-"""Commands of the course: ``python -m helpers.cli run | execute | nav | table | batch``.
+"""Commands of the course, each as ``python -m helpers.cli NAME``.
 
-``run`` executes the core notebooks top to bottom and prints the ranked list; ``execute`` runs
-notebooks in place and saves clean outputs (for authors); ``nav`` writes the navigation bars and
-``table`` the README's table of results;
-``batch`` exports unanswered LLM requests, imports the answers, and keeps them as JSON Lines.
+``run`` executes the core notebooks top to bottom and prints the ranked list; ``checkpoint``
+fits and saves what one notebook starts from; ``lab`` opens JupyterLab with the notebooks in
+order, ``app`` the page of notebook 05's app; ``slides`` and ``copies`` write slides of 01 to 06
+and notebooks for live coding. For authors: ``execute`` runs notebooks in place and saves clean
+outputs; ``tidy`` strips noise; ``nav`` writes the navigation bars, ``stamp`` the repository's
+address and ``table`` the README's table of results; ``batch`` exports unanswered LLM requests,
+imports the answers, and keeps them as JSON Lines.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
 
-from helpers import data, replies
+from helpers import app, checkpoints, data, publish, replies, room, slides
 from helpers.faults import command, storing
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
@@ -32,7 +35,9 @@ from helpers.spark import JavaError, check_java
 CORE = ("01", "02", "03", "04", "05")
 RANKED_LIST = "05_ranked_list.csv"
 CELL_TIMEOUT_S = 1200
-NAV = "<!--NAV-->"
+# What Jupyter, VS Code, Colab and kernels note about a cell; tags, slides and source_hidden stay.
+VOLATILE_METADATA = ("execution", "ExecuteTime", "collapsed", "scrolled", "trusted", "id", "vscode",
+                     "colab", "executionInfo", "outputId")  # fmt: skip
 
 
 class NotebookFailedError(RuntimeError):
@@ -95,7 +100,8 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         }
     )
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
+        for key in VOLATILE_METADATA:
+            cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if not _noise(out)]
     return notebook
@@ -109,13 +115,31 @@ def _noise(output: nbformat.NotebookNode) -> bool:
     return bool(re.match(r"[^\n]*(\s+0%\||\b0\w+ \[00:00)", text))
 
 
+def tidy(settings: Settings, files: Sequence[Path]) -> int:
+    """Clean notebooks in place (all by default); return 1 if one changed, as a commit hook does.
+
+    Outputs, execution counts, tags and cell ids stay; see :func:`clean` for what goes.
+    """
+    changed = 0
+    for path in files or [*notebooks(settings), *sorted((settings.root / "docs").glob("*.ipynb"))]:
+        before = path.read_text(encoding="utf-8")
+        notebook = clean(nbformat.reads(before, as_version=4))
+        after = nbformat.writes(notebook) + "\n"
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"{path.name}: noise removed.")
+            changed = 1
+    return changed
+
+
 # --- run ----------------------------------------------------------------------------------------
 
 
 def run(settings: Settings, first: str, last: str, output: Path) -> int:
     """Execute the notebooks from ``first`` to ``last``, print the list, return the exit status."""
     try:
-        check_java()
+        if not settings.spark_remote:
+            check_java()
         dataset = data.locate(settings)
     except (JavaError, data.DataError) as error:
         print(error, file=sys.stderr)
@@ -170,25 +194,22 @@ def execute_in_place(settings: Settings, names: Sequence[str]) -> int:
     return 0
 
 
-def navigation(paths: Sequence[Path], index: int) -> str:
-    """Return the bar of notebook ``index``: previous, contents, next."""
-    previous = f"[← {paths[index - 1].stem}]({paths[index - 1].name})" if index else "start"
-    last = index == len(paths) - 1
-    following = "end" if last else f"[{paths[index + 1].stem} →]({paths[index + 1].name})"
-    # On a line of its own: what follows a comment on its line is not read as Markdown.
-    return f"{NAV}\n\n{previous} | [contents](../README.md#the-notebooks) | {following}"
-
-
 def write_navigation(settings: Settings) -> int:
     """Put the bar as the last line of the first and last markdown cell; running twice is safe."""
     paths = notebooks(settings)
+    address = publish.repository(settings.root)
     for index, path in enumerate(paths):
         notebook = nbformat.read(path, as_version=4)
-        texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
-        for cell in (texts[0], texts[-1]):
-            body = re.sub(rf"\n*{NAV}\n*.*", "", cell.source).rstrip()
-            cell.source = f"{body}\n\n{navigation(paths, index)}"
+        bar = publish.navigation(paths, index, address)
+        publish.write_bar(notebook, bar, publish.navigation(paths, index))
         nbformat.write(notebook, path)
+    return 0
+
+
+def write_address(settings: Settings) -> int:
+    """Write the repository's address from ``pyproject.toml`` wherever it belongs, and say so."""
+    address = publish.stamp(settings)
+    print(f"Stamped {address}." if address else "Stamped: there is no address yet.")
     return 0
 
 
@@ -262,6 +283,42 @@ def batch(settings: Settings, action: str, file: Path) -> int:
     return 0 if report.complete else 1
 
 
+# --- people ---------------------------------------------------------------------------------------
+
+
+def open_app(settings: Settings, options: Sequence[str]) -> int:
+    """Make what the app needs, then serve its page: notebooks 02 and 03 run if they never did."""
+    try:
+        dataset = data.locate(settings)
+        print(dataset.describe())
+        for number in ("02", "03"):
+            if not data.result_path("03_implicit", dataset, settings).is_file():
+                print(f"The app needs what notebooks 02 and 03 save: running {number}, once.")
+                execute(next(p for p in notebooks(settings) if p.name.startswith(number)))
+        app.load_retriever(dataset, settings)
+    except (JavaError, data.DataError, NotebookFailedError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return room.app(options)
+
+
+def write_for_the_room(settings: Settings, what: str, target: Path | None) -> int:
+    """Write slides or live-coding copies and say where they are."""
+    found = notebooks(settings)
+    try:
+        if what == "slides":
+            target = target or settings.root / "docs-build" / "slides"
+            written = slides.write_slides([p for p in found if p.name[:2] in slides.NAMES], target)
+        else:
+            target = target or settings.root / "live"
+            written = slides.write_live_copies(found, target)
+    except slides.SlidesError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{len(written)} files in {target}:", *(path.name for path in written), sep="\n  ")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m helpers.cli", description=__doc__)
@@ -273,24 +330,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two = commands.add_parser("execute", help="run notebooks in place, for authors")
     two.add_argument("names", nargs="*", help="beginnings of names, e.g. 02")
     commands.add_parser("nav", help="write the navigation bars")
+    commands.add_parser("stamp", help="write the repository's address into notebooks and README")
+    tidying = commands.add_parser("tidy", help="strip noise from notebooks, keep their outputs")
+    tidying.add_argument("files", nargs="*", type=Path, help="default: all notebooks")
+    prepare = commands.add_parser("checkpoint", help="fit and save what a notebook starts from")
+    prepare.add_argument("notebook", choices=sorted(checkpoints.NEEDS), help="its number, e.g. 05")
     commands.add_parser("table", help="write the README's table from notebook 06's results")
+    commands.add_parser("lab", help="open JupyterLab with the notebooks in order")
+    commands.add_parser("app", help="serve the page of notebook 05's app")
+    for name, text in (("slides", "write slides of notebooks 01 to 06"),
+                       ("copies", "write notebooks without outputs and solutions")):  # fmt: skip
+        commands.add_parser(name, help=text).add_argument("--output", type=Path)
     three = commands.add_parser("batch", help="record LLM replies in bulk")
     three.add_argument("action", choices=["export", "import", "keep"])
     three.add_argument("file", type=Path)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command not in ("lab", "app"):  # those two pass them on
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         settings = Settings.from_env()
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
+    try:
+        return _dispatch(settings, options, rest)
+    except (publish.PublishError, JavaError, data.DataError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _dispatch(settings: Settings, options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "run":
         return run(settings, options.first, options.last, options.output)
     if options.command == "execute":
         return execute_in_place(settings, options.names)
     if options.command == "nav":
         return write_navigation(settings)
+    if options.command == "stamp":
+        return write_address(settings)
+    if options.command == "tidy":
+        return tidy(settings, options.files)
+    if options.command == "checkpoint":
+        print("\n".join(checkpoints.prepare(options.notebook, settings)))
+        return 0
     if options.command == "table":
         return write_table(settings)
+    if options.command == "lab":
+        return room.lab(settings, rest)
+    if options.command == "app":
+        return open_app(settings, rest)
+    if options.command in ("slides", "copies"):
+        return write_for_the_room(settings, options.command, options.output)
     return batch(settings, options.action, options.file)
 
 

@@ -29,6 +29,8 @@ def python() -> str:
 
 def java() -> str:
     """Check the Java that Spark would use."""
+    if Settings.from_env().spark_remote:
+        return "not needed with Spark Connect"
     found = check_java()
     return f"{found.version} ({found.path})"
 

@@ -1,0 +1,78 @@
+"""Open the course: JupyterLab with its notebooks in order, or the app's page.
+
+Both print or open an address that holds its token already.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from helpers.settings import Settings
+
+WORKSPACE = "course"
+PAGE = Path(__file__).with_name("app.ipynb")
+
+
+def workspace(paths: Sequence[str]) -> dict:
+    """Return a JupyterLab workspace: the contents, then a tab per notebook, in this order.
+
+    ``paths`` are relative to the folder that JupyterLab serves. The first notebook is in front; the
+    file browser is closed, the table of contents open.
+    """
+    tabs = {"markdownviewer-widget:README.md": ("README.md", "Markdown Preview")}
+    tabs |= {f"notebook:{path}": (path, "Notebook") for path in paths}
+    dock = {"type": "tab-area", "currentIndex": 1, "widgets": list(tabs)}
+    layout = {
+        "main": {"dock": dock, "current": f"notebook:{paths[0]}"},
+        "left": {"collapsed": False, "current": "table-of-contents", "widgets": []},
+        "right": {"collapsed": True, "widgets": []},
+    }
+    widgets = {
+        name: {"data": {"path": path, "factory": factory}} for name, (path, factory) in tabs.items()
+    }
+    return {"data": {"layout-restorer:data": layout, **widgets}, "metadata": {"id": WORKSPACE}}
+
+
+def prepare_lab(settings: Settings, environment: dict[str, str] | None = None) -> dict[str, str]:
+    """Write the workspace for the notebooks there are; return the environment to start Lab in.
+
+    The workspace lies with the course's own caches, so no other workspace of yours is touched.
+    """
+    environment = dict(environment or os.environ)
+    folder = settings.cache_dir / "lab"
+    folder.mkdir(parents=True, exist_ok=True)
+    environment["JUPYTERLAB_WORKSPACES_DIR"] = str(folder)
+    found = sorted((settings.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "course.jupyterlab-workspace"
+        file.write_text(json.dumps(workspace([f"notebooks/{path.name}" for path in found])))
+        command = [sys.executable, "-m", "jupyterlab", "workspaces", "import", str(file)]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+    return environment
+
+
+def lab(settings: Settings, options: Sequence[str] = ()) -> int:
+    """Start JupyterLab on the course's workspace and return its exit status."""
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={settings.root}"]
+    command += [f"--LabApp.default_url=/lab/workspaces/{WORKSPACE}", *options]
+    return subprocess.run(command, env=prepare_lab(settings)).returncode
+
+
+def app_command(options: Sequence[str] = ()) -> list[str]:
+    """Return the command that serves the app's page."""
+    return [sys.executable, "-m", "voila", str(PAGE), "--Voila.strip_sources=True", *options]
+
+
+def app(options: Sequence[str] = ()) -> int:
+    """Serve the app's page until interrupted and return the exit status."""
+    if importlib.util.find_spec("voila") is None:
+        print("The page needs Voila: pip install -e '.[tools]'.", file=sys.stderr)
+        return 1
+    return subprocess.run(app_command(options)).returncode
