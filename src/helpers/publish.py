@@ -133,7 +133,9 @@ def launch_section(address: str | None, first: str) -> str:
 
 
 def stamp(settings: Settings) -> str | None:
-    """Write the address into all notebooks and the README, return it; running twice is safe.
+    """Write the address into all notebooks, their template and the README, and return it.
+
+    Running twice is safe.
 
     Raises:
         PublishError: the address has the wrong form, or a file lacks the place for it.
@@ -149,6 +151,11 @@ def stamp(settings: Settings) -> str | None:
         write_bar(notebook, navigation(paths, index, address), navigation(paths, index))
         write_bootstrap(notebook, address)
         nbformat.write(notebook, path)
+    template = settings.root / "docs" / "template.ipynb"
+    if template.exists():
+        notebook = nbformat.read(template, as_version=4)
+        write_bootstrap(notebook, address)
+        nbformat.write(notebook, template)
     parts[1] = f"\n\n{launch_section(address, f'notebooks/{paths[0].name}')}\n\n"
     readme.write_text(LAUNCH.join(parts), encoding="utf-8")
     return address
