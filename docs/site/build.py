@@ -123,9 +123,9 @@ def gather(target: Path) -> None:
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text, encoding="utf-8")
-        # A licence or a script that a page links to comes along as it is.
+        # A licence, script or template that a page links to comes along as it is.
         for file in linked - {"README.md", *DOCUMENTS}:
-            if (ROOT / file).is_file() and not file.endswith(".ipynb"):
+            if (ROOT / file).is_file() and not file.startswith("notebooks/"):
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / file, target / file)
     (target / "notebooks").mkdir()
