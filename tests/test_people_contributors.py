@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from packaging.version import Version
 from test_environment import PROJECT
 from test_hygiene import faults
 
-from conftest import ROOT
+from conftest import ROOT, copy_working_tree
 from helpers import cli, doctor, publish
 
 WORKFLOWS = ROOT / ".github" / "workflows"
@@ -96,16 +95,8 @@ def test_the_form_for_bugs_asks_for_the_doctors_output():
 def checkout(tmp_path_factory) -> Path:
     """A git repository with the working tree as it is now: hooks may change files."""
     pytest.importorskip("pre_commit", reason="needs the tools extra: pip install -e '.[tools]'")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    if listed.returncode:
-        pytest.skip("needs git and a git checkout")
     folder = tmp_path_factory.mktemp("checkout")
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith("shared/"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    copy_working_tree(folder, without=("shared/",))
     for command in (["init", "-q"], ["add", "-A"]):
         subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
     return folder
