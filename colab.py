@@ -28,7 +28,9 @@ class ColabError(RuntimeError):
 
 
 def prepare(extra: str = "") -> None:
-    """Install the course with an extra of ``pyproject.toml``, Java and data; running twice is safe.
+    """Install the course with extras of ``pyproject.toml`` (``"a,b"``), Java and data.
+
+    Running twice is safe.
 
     Raises:
         ColabError: a package or Java could not be installed, or the runtime must be restarted.
@@ -57,8 +59,8 @@ def requirements(extra: str = "") -> list[str]:
     """Return what ``pyproject.toml`` asks for, without what Colab runs its notebooks with."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"]]
-    if extra:
-        wanted += project["optional-dependencies"][extra]
+    for name in filter(None, extra.split(",")):
+        wanted += project["optional-dependencies"][name]
     return [line for line in wanted if re.match(r"[\w.-]+", line)[0] not in COLABS_OWN]
 
 

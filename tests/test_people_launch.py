@@ -129,7 +129,7 @@ def test_spellings_of_an_address_are_one(copy, spelling):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_set_up_cell_installs_what_the_opening_asks_for(path):
     opening = nbformat.read(path, as_version=4).cells[0].source
-    extra = re.search(r"\.\[(\w+)\]", opening)
+    extra = re.search(r"\.\[([\w,]+)\]", opening)
     wanted = f'"{extra[1]}"' if extra else ""
     assert f'["prepare"]({wanted})' in code(path, "setup")
 
@@ -294,6 +294,8 @@ def test_colab_keeps_its_own_kernel_and_widgets(monkeypatch):
     wanted = project["dependencies"] + project["optional-dependencies"]["llamarec"]
     left_out = {re.match(r"[\w.-]+", line)[0] for line in wanted} - names
     assert left_out == {"ipykernel", "ipython", "ipywidgets", "jupyterlab"}
+    several = colab.requirements("llamarec,scale")
+    assert set(packages) | set(project["optional-dependencies"]["scale"]) == set(several)
     assert "openai>=3,<4" in packages and course == ("--no-deps", str(ROOT))
 
 

@@ -113,7 +113,7 @@ def write_bootstrap(notebook: nbformat.NotebookNode, address: str | None) -> Non
     cells = [c for c in notebook.cells if "setup" in c.metadata.get("tags", [])]
     if len(cells) != 1 or REST not in cells[0].source:
         raise PublishError(f"One cell tagged 'setup' is wanted, that has {REST!r}.")
-    extra = re.search(r"pip install -e '\.\[(\w+)\]'", notebook.cells[0].source)
+    extra = re.search(r"pip install -e '\.\[([\w,]+)\]'", notebook.cells[0].source)
     rest = cells[0].source[cells[0].source.index(REST) :]
     cells[0].source = f"{bootstrap(address, extra[1] if extra else '')}\n{rest}"
 
