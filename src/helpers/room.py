@@ -40,18 +40,16 @@ def workspace(paths: Sequence[str]) -> dict:
     return {"data": {"layout-restorer:data": layout, **widgets}, "metadata": {"id": WORKSPACE}}
 
 
-def prepare_lab(settings: Settings, environment: dict[str, str] | None = None) -> dict[str, str]:
-    """Write the workspace for the notebooks there are; return the environment to start Lab in.
+def write_workspace(root: Path, folder: Path) -> dict[str, str]:
+    """Write the workspace of the notebooks under ``root``; return the environment to start Lab in.
 
-    The workspace lies with the course's own caches, so no other workspace of yours is touched.
+    ``folder`` takes the place of your own folder of workspaces, so none of yours is touched.
     """
-    environment = dict(environment or os.environ)
-    folder = settings.cache_dir / "lab"
     folder.mkdir(parents=True, exist_ok=True)
-    environment["JUPYTERLAB_WORKSPACES_DIR"] = str(folder)
-    found = sorted((settings.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    environment = dict(os.environ, JUPYTERLAB_WORKSPACES_DIR=str(folder))
+    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "course.jupyterlab-workspace"
+        file = Path(place) / f"{WORKSPACE}.jupyterlab-workspace"
         file.write_text(json.dumps(workspace([f"notebooks/{path.name}" for path in found])))
         command = [sys.executable, "-m", "jupyterlab", "workspaces", "import", str(file)]
         subprocess.run(command, check=True, env=environment, capture_output=True)
@@ -62,7 +60,8 @@ def lab(settings: Settings, options: Sequence[str] = ()) -> int:
     """Start JupyterLab on the course's workspace and return its exit status."""
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={settings.root}"]
     command += [f"--LabApp.default_url=/lab/workspaces/{WORKSPACE}", *options]
-    return subprocess.run(command, env=prepare_lab(settings)).returncode
+    environment = write_workspace(settings.root, settings.cache_dir / "lab")
+    return subprocess.run(command, env=environment).returncode
 
 
 def app_command(options: Sequence[str] = ()) -> list[str]:

@@ -9,6 +9,9 @@ from helpers import app, cli, data, room
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 ROWS = ".course-app .widget-hbox:has(> button):has(> .widget-html) .widget-html-content"
+PAINT = """all => all.map(one => ['color', 'backgroundColor'].map(
+    name => getComputedStyle(one)[name].match(/[0-9.]+/g).slice(0, 3).map(part => part / 255)))"""
+wcag = pytest.importorskip("wcag_contrast_ratio", reason="needs pip install -e '.[tools]'")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,8 @@ def test_the_app_from_user_to_thumbs(voila, pipeline, page, browser):
     page.get_by_role("button", name="down").nth(1).press("Space")
     settle(page, pipeline, user=12, weight=0.0, up=[up], down=[down])
     assert "your thumb: up" in rows(page)[0] and "your thumb: down" in rows(page)[9]
+    for ink, ground in page.eval_on_selector_all(".course-app button", PAINT):
+        assert wcag.rgb(ink, ground) >= 4.5
     shoot(page, "app_thumbs", full_page=True)
     page.get_by_role("button", name="Clear thumbs").press("Enter")
     settle(page, pipeline, user=12, weight=0.0)

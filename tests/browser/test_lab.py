@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import subprocess
 import time
 
 import nbformat
@@ -11,6 +13,7 @@ from browsers import shoot
 from test_notebooks import CELL_TIMEOUT_S, MEMORY_LIMIT_MB, MEMORY_LIMIT_OF_08_MB, PeakMemory
 
 from conftest import NOTEBOOK_RUNS, ROOT
+from helpers import room
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 CELLS = """() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
@@ -168,6 +171,42 @@ def test_run_all_and_every_control(path, lab, page):
     assert len(cells) > 5
     limit = MEMORY_LIMIT_OF_08_MB if path.stem.startswith("08") else MEMORY_LIMIT_MB
     assert 100 < memory.peak_mb < limit, memory.parts
+
+
+@pytest.mark.browser
+def test_the_course_opens_with_a_tab_per_notebook_in_order(lab, page):
+    """What ``make lab`` opens, at an address that holds its token."""
+    root = lab.folder / "course"
+    room.write_workspace(root, lab.folder / "workspaces")
+    page.goto(lab.at(f"lab/workspaces/{room.WORKSPACE}"), timeout=60_000)
+    page.wait_for_function(
+        "count => document.querySelectorAll('#jp-main-dock-panel .lm-TabBar-tabLabel').length"
+        " === count",
+        arg=1 + len(NOTEBOOKS),
+        timeout=90_000,
+    )
+    labels = page.locator("#jp-main-dock-panel .lm-TabBar-tabLabel").all_inner_texts()
+    assert labels == ["README.md", *(path.name for path in NOTEBOOKS)]
+    current = page.evaluate("() => jupyterapp.shell.currentWidget.context.path")
+    assert current == f"notebooks/{NOTEBOOKS[0].name}"
+    page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell")
+    shoot(page, "lab_course")
+
+
+def test_make_lab_needs_no_token_to_be_found(settings, monkeypatch):
+    """No option hides the browser or the token: JupyterLab opens the address with the token."""
+    ran = []
+    monkeypatch.setattr(
+        room.subprocess, "run", lambda command, **options: ran.append((command, options)) or DONE
+    )
+    assert room.lab(dataclasses.replace(settings, root=ROOT), ["--ServerApp.port=1"]) == 0
+    (_, (command, options)) = ran  # the import of the workspace, then the server
+    assert f"--LabApp.default_url=/lab/workspaces/{room.WORKSPACE}" in command
+    assert not any("token" in part or "no-browser" in part for part in command)
+    assert command[-1] == "--ServerApp.port=1" and "JUPYTERLAB_WORKSPACES_DIR" in options["env"]
+
+
+DONE = subprocess.CompletedProcess([], 0)
 
 
 def test_the_notebooks_are_opened_as_copies(lab):
