@@ -134,6 +134,31 @@ def check_explorer(page, box, function: str, names: list[str]) -> None:
         assert len(wanted) > 20
 
 
+TITLES = """() => [...document.querySelectorAll(
+    '.course-app .widget-hbox:has(> button) > .widget-html b')]
+    .map(one => one.textContent.replace(/^[0-9]+[.] /, '')).join('|')"""
+
+
+def check_app(page) -> None:
+    """Move the blend and give a thumb by keyboard; the list is what the pipeline gives."""
+
+    def settle(arguments: str) -> None:
+        code = f"print(*pipeline.ranked(USER_ID, {arguments}).title, sep='|', end='')"
+        titles = page.evaluate(ASK, code)
+        assert titles.count("|") == 9
+        page.wait_for_function(f"titles => ({TITLES})() === titles", arg=titles)
+
+    settle("weight=0.5")
+    page.locator(".course-app .noUi-handle").first.focus()
+    page.keyboard.press("End")
+    settle("weight=1.0")
+    page.keyboard.press("Home")
+    settle("weight=0.0")
+    page.locator(".course-app button", has_text="up").nth(9).focus()
+    page.keyboard.press("Enter")
+    settle("weight=0.0, up=[pipeline.ranked(USER_ID, weight=0.0).movieId.iloc[9]]")
+
+
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -159,10 +184,16 @@ def test_run_all_and_every_control(path, lab, page):
     assert page.locator(".jp-RenderedImage img").count() == len(alts)
     assert all(len(alt.split()) >= 5 for alt in alts)
     found = explorers(path)
-    boxes = page.query_selector_all(".widget-vbox:has(> .widget-hbox):has(> .widget-html)")
+    boxes = page.query_selector_all(
+        ".widget-vbox:has(> .widget-hbox):has(> .widget-html):not(.course-app)"
+    )
     assert len(boxes) == len(found)
     for box, (function, names) in zip(boxes, found, strict=True):
         check_explorer(page, box, function, names)
+    apps = page.locator(".course-app").count()
+    assert apps == path.name.startswith("05")
+    if apps:
+        check_app(page)
     shoot(page, path.stem)
     page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     memory.stop()
