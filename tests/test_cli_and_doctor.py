@@ -16,7 +16,7 @@ from misbehaving_server import completion
 from nbconvert.filters.markdown import markdown2html
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import cli, doctor, replies
+from helpers import cli, doctor, publish, replies
 from helpers import spark as spark_module
 from helpers.data import Dataset
 from helpers.settings import Settings, SettingsError
@@ -26,6 +26,7 @@ from helpers.spark import JavaError, check_java, parse_java_version
 @pytest.fixture
 def project(tmp_path, settings):
     (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
     for name in ("01_a", "02_b", "03_c"):
         cells = [new_markdown_cell("# T"), new_code_cell("print(6 * 7)"), new_markdown_cell("end")]
         nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / f"{name}.ipynb")
@@ -38,7 +39,7 @@ def test_navigation_links_neighbours_and_is_idempotent(project):
     cli.write_navigation(project)
     assert texts == [path.read_text() for path in cli.notebooks(project)]
     first = nbformat.read(cli.notebooks(project)[1], 4).cells[0].source
-    assert "(01_a.ipynb)" in first and "(03_c.ipynb)" in first and first.count(cli.NAV) == 1
+    assert "(01_a.ipynb)" in first and "(03_c.ipynb)" in first and first.count(publish.NAV) == 1
     assert markdown2html(first).count("<a href=") == 3
 
 
@@ -157,6 +158,9 @@ def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
 def test_the_doctors_own_checks_say_what_they_found(tmp_path, monkeypatch, settings):
     fake_java(tmp_path, monkeypatch, "17.0.15")
     assert doctor.java() == f"17 ({tmp_path}/bin/java)"
+    with monkeypatch.context() as patch:
+        patch.setenv("SPARK_REMOTE", "sc://elsewhere")
+        assert doctor.java() == "not needed with Spark Connect"
     monkeypatch.setenv("MOVIELENS_DIR", str(settings.sample_dir))
     rows = len((settings.sample_dir / "ratings.csv").read_text().splitlines()) - 1
     assert doctor.dataset() == f"sample (simulated), {rows:,} ratings"

@@ -74,6 +74,8 @@ def faults(notebook, text: str) -> set[str]:
         found.add("closing")
     if markdown.count("<details><summary>Hint") < 2 or markdown.count("<summary>Solution") < 2:
         found.add("closing")
+    if not recall_is_whole(markdown):
+        found.add("recall")
     if re.search(r"!\[\]\(", markdown):
         found.add("alt text")
     if SECRET.search(text):
@@ -83,6 +85,22 @@ def faults(notebook, text: str) -> set[str]:
     if len(text.encode()) > 2_000_000:
         found.add("size")
     return found
+
+
+def recall_is_whole(markdown: str) -> bool:
+    """Three to five questions at the end, each with an answer that names a section that exists."""
+    before, found, after = markdown.partition("\n## Recall\n")
+    asked = re.findall(
+        r"^\*\*(\d)\.\*\* [^\n]*[?.]\n\n<details><summary>Answer</summary>(.+?)</details>$",
+        after.split("<!--NAV-->")[0],
+        re.M,
+    )
+    named = [re.search(r"Sections? ((?:\d+|, | and | to )+)\.$", answer) for _, answer in asked]
+    if not found or not 3 <= len(asked) <= 5 or not all(named) or "## Exercises" not in before:
+        return False
+    sections = {number for match in named for number in re.findall(r"\d+", match[1])}
+    there = set(re.findall(r"^## (\d+) ", before, re.M))
+    return [int(n) for n, _ in asked] == list(range(1, len(asked) + 1)) and sections <= there
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -108,7 +126,12 @@ def good() -> nbformat.NotebookNode:
     hint = (
         "<details><summary>Hint</summary></details><details><summary>Solution</summary></details>"
     )
-    closing = f"## Recap\n### Exercise 1\n{hint}\n### Exercise 2\n{hint}"
+    answer = "<details><summary>Answer</summary>Because. Section 1.</details>"
+    recall = "".join(f"\n\n**{n}.** Why?\n\n{answer}" for n in (1, 2, 3))
+    closing = (
+        "## 1 Begin\n## Recap\n## Exercises\n"
+        f"### Exercise 1\n{hint}\n### Exercise 2\n{hint}\n## Recall\n{recall}"
+    )
     cell = new_code_cell("X = 1", execution_count=1, metadata={"tags": ["parameters"]})
     return new_notebook(cells=[new_markdown_cell(opening), cell, new_markdown_cell(closing)])
 
@@ -135,6 +158,9 @@ def spoil(name, notebook):
         "parameters cell": lambda: cell.metadata.pop("tags"),
         "opening": lambda: notebook.cells[0].update(source="# Do it"),
         "closing": lambda: notebook.cells[2].update(source="## Recap"),
+        "recall": lambda: notebook.cells[2].update(
+            source=notebook.cells[2].source.replace("Section 1", "Section 2")
+        ),
         "key": lambda: cell.update(source="key = 'sk-" + "a" * 20 + "'"),
         "machine path": lambda: cell.update(source="path = '/home" + "/me'"),
         "size": lambda: notebook.cells[2].update(source=notebook.cells[2].source + "x" * 2_000_000),
@@ -149,6 +175,22 @@ def test_each_rule_can_fail(name):
     bad = good()
     spoil(name, bad)
     assert name in check(bad)
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ("## Recall", "## Recollect"),
+        ("**3.** Why?", "Why?"),
+        ("**2.** Why?", "**5.** Why?"),
+        ("Because. Section 1.", "Because."),
+        ("## 1 Begin", "## Begin"),
+    ],
+)
+def test_recall_questions_need_number_answer_and_section(part, instead):
+    bad = good()
+    bad.cells[2].source = bad.cells[2].source.replace(part, instead)
+    assert check(bad) == {"recall"}
 
 
 @pytest.mark.parametrize(

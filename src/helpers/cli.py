@@ -1,17 +1,21 @@
 """Commands of the course, each as ``python -m helpers.cli NAME``.
 
-``run`` executes the core notebooks top to bottom and prints the ranked list; ``execute`` runs
-notebooks in place and saves clean outputs (for authors); ``nav`` writes the navigation bars and
-``table`` the README's table of results;
-``batch`` exports unanswered LLM requests, imports the answers, and keeps them as JSON Lines;
-``lab`` opens JupyterLab with the notebooks in order, ``app`` the page of notebook 05's app;
-``slides`` and ``copies`` write slides of 01 to 06 and notebooks for live coding.
+``run`` executes the core notebooks top to bottom and prints the ranked list; ``checkpoint``
+fits and saves what one notebook starts from; ``lab`` opens JupyterLab with the notebooks in
+order, ``app`` the page of notebook 05's app; ``slides`` and ``copies`` write slides of 01 to 06
+and notebooks for live coding. For authors: ``execute`` runs notebooks in place and saves clean
+outputs; ``tidy`` strips noise; ``nav`` writes the navigation bars, ``stamp`` the repository's
+address and ``table`` the README's table of results; ``batch`` exports unanswered LLM requests,
+imports the answers, and keeps them as JSON Lines.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -23,14 +27,17 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
 
-from helpers import app, data, replies, room, slides
+from helpers import app, checkpoints, data, publish, replies, room, slides
+from helpers.faults import command, storing
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
 
 CORE = ("01", "02", "03", "04", "05")
 RANKED_LIST = "05_ranked_list.csv"
 CELL_TIMEOUT_S = 1200
-NAV = "<!--NAV-->"
+# What Jupyter, VS Code, Colab and kernels note about a cell; tags, slides and source_hidden stay.
+VOLATILE_METADATA = ("execution", "ExecuteTime", "collapsed", "scrolled", "trusted", "id", "vscode",
+                     "colab", "executionInfo", "outputId")  # fmt: skip
 
 
 class NotebookFailedError(RuntimeError):
@@ -47,6 +54,7 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
 
     Raises:
         NotebookFailedError: a cell raised, ran too long, or its kernel died.
+        KeyboardInterrupt: Ctrl-C; the kernel is ended when Python ends.
     """
     notebook = nbformat.read(path, as_version=4)
     code = sum(cell.cell_type == "code" for cell in notebook.cells)
@@ -58,9 +66,13 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
             extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its notice on TCP alarms readers
             resources={"metadata": {"path": str(path.parent)}},
             on_cell_executed=lambda **_: bar.update(),
+            on_notebook_start=lambda **_: _let_ctrl_c_interrupt(),
         )
         try:
             client.execute()
+        except KeyboardInterrupt:
+            client.shutdown_kernel = "immediate"  # it may be in a cell that takes minutes
+            raise
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             done = sum(bool(cell.get("execution_count")) for cell in notebook.cells)
             text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
@@ -68,6 +80,15 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
             message = f"{path.name}, code cell {done} of {code}: {last}"
             raise NotebookFailedError(message) from error
     return notebook
+
+
+def _let_ctrl_c_interrupt() -> None:
+    """Take nbclient's handler away: it ends the kernel and then fails on an assertion of its own.
+
+    The kernel still ends, at exit.
+    """
+    with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -79,7 +100,8 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         }
     )
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
+        for key in VOLATILE_METADATA:
+            cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if not _noise(out)]
     return notebook
@@ -93,13 +115,31 @@ def _noise(output: nbformat.NotebookNode) -> bool:
     return bool(re.match(r"[^\n]*(\s+0%\||\b0\w+ \[00:00)", text))
 
 
+def tidy(settings: Settings, files: Sequence[Path]) -> int:
+    """Clean notebooks in place (all by default); return 1 if one changed, as a commit hook does.
+
+    Outputs, execution counts, tags and cell ids stay; see :func:`clean` for what goes.
+    """
+    changed = 0
+    for path in files or [*notebooks(settings), *sorted((settings.root / "docs").glob("*.ipynb"))]:
+        before = path.read_text(encoding="utf-8")
+        notebook = clean(nbformat.reads(before, as_version=4))
+        after = nbformat.writes(notebook) + "\n"
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"{path.name}: noise removed.")
+            changed = 1
+    return changed
+
+
 # --- run ----------------------------------------------------------------------------------------
 
 
 def run(settings: Settings, first: str, last: str, output: Path) -> int:
     """Execute the notebooks from ``first`` to ``last``, print the list, return the exit status."""
     try:
-        check_java()
+        if not settings.spark_remote:
+            check_java()
         dataset = data.locate(settings)
     except (JavaError, data.DataError) as error:
         print(error, file=sys.stderr)
@@ -107,15 +147,19 @@ def run(settings: Settings, first: str, last: str, output: Path) -> int:
     print(dataset.describe())
     chosen = [path for path in notebooks(settings) if first <= path.name[:2] <= last]
     ranked = settings.cache_dir / RANKED_LIST
-    ranked.unlink(missing_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
+    with storing(ranked):
+        ranked.unlink(missing_ok=True)
+    with storing(output):
+        output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for path in chosen:
         try:
-            nbformat.write(execute(path), output / path.name)
+            done = execute(path)
         except NotebookFailedError as error:
             print(f"Stopped. {error}", file=sys.stderr)
             return 1
+        with storing(output / path.name):
+            nbformat.write(done, output / path.name)
     print(f"\n{len(chosen)} notebooks in {time.perf_counter() - start:.0f} s.")
     if ranked.exists():
         print_ranked_list(ranked)
@@ -150,25 +194,22 @@ def execute_in_place(settings: Settings, names: Sequence[str]) -> int:
     return 0
 
 
-def navigation(paths: Sequence[Path], index: int) -> str:
-    """Return the bar of notebook ``index``: previous, contents, next."""
-    previous = f"[← {paths[index - 1].stem}]({paths[index - 1].name})" if index else "start"
-    last = index == len(paths) - 1
-    following = "end" if last else f"[{paths[index + 1].stem} →]({paths[index + 1].name})"
-    # On a line of its own: what follows a comment on its line is not read as Markdown.
-    return f"{NAV}\n\n{previous} | [contents](../README.md#the-notebooks) | {following}"
-
-
 def write_navigation(settings: Settings) -> int:
     """Put the bar as the last line of the first and last markdown cell; running twice is safe."""
     paths = notebooks(settings)
+    address = publish.repository(settings.root)
     for index, path in enumerate(paths):
         notebook = nbformat.read(path, as_version=4)
-        texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
-        for cell in (texts[0], texts[-1]):
-            body = re.sub(rf"\n*{NAV}\n*.*", "", cell.source).rstrip()
-            cell.source = f"{body}\n\n{navigation(paths, index)}"
+        bar = publish.navigation(paths, index, address)
+        publish.write_bar(notebook, bar, publish.navigation(paths, index))
         nbformat.write(notebook, path)
+    return 0
+
+
+def write_address(settings: Settings) -> int:
+    """Write the repository's address from ``pyproject.toml`` wherever it belongs, and say so."""
+    address = publish.stamp(settings)
+    print(f"Stamped {address}." if address else "Stamped: there is no address yet.")
     return 0
 
 
@@ -289,6 +330,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two = commands.add_parser("execute", help="run notebooks in place, for authors")
     two.add_argument("names", nargs="*", help="beginnings of names, e.g. 02")
     commands.add_parser("nav", help="write the navigation bars")
+    commands.add_parser("stamp", help="write the repository's address into notebooks and README")
+    tidying = commands.add_parser("tidy", help="strip noise from notebooks, keep their outputs")
+    tidying.add_argument("files", nargs="*", type=Path, help="default: all notebooks")
+    prepare = commands.add_parser("checkpoint", help="fit and save what a notebook starts from")
+    prepare.add_argument("notebook", choices=sorted(checkpoints.NEEDS), help="its number, e.g. 05")
     commands.add_parser("table", help="write the README's table from notebook 06's results")
     commands.add_parser("lab", help="open JupyterLab with the notebooks in order")
     commands.add_parser("app", help="serve the page of notebook 05's app")
@@ -306,12 +352,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
+    try:
+        return _dispatch(settings, options, rest)
+    except (publish.PublishError, JavaError, data.DataError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _dispatch(settings: Settings, options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "run":
         return run(settings, options.first, options.last, options.output)
     if options.command == "execute":
         return execute_in_place(settings, options.names)
     if options.command == "nav":
         return write_navigation(settings)
+    if options.command == "stamp":
+        return write_address(settings)
+    if options.command == "tidy":
+        return tidy(settings, options.files)
+    if options.command == "checkpoint":
+        print("\n".join(checkpoints.prepare(options.notebook, settings)))
+        return 0
     if options.command == "table":
         return write_table(settings)
     if options.command == "lab":
@@ -324,4 +385,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

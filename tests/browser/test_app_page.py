@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from browsers import offline_environment, serving, shoot
 
-from helpers import app, cli, data, room
+from helpers import app, data, room
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 ROWS = ".course-app .widget-hbox:has(> button):has(> .widget-html) .widget-html-content"
@@ -15,11 +15,8 @@ wcag = pytest.importorskip("wcag_contrast_ratio", reason="needs pip install -e '
 
 
 @pytest.fixture(scope="module")
-def pipeline(browser, sample, settings):
-    """The same app without its widgets; makes what the page needs, once."""
-    for path in cli.notebooks(settings)[1:3]:  # only a run of this test alone finds no results
-        if not data.result_path("03_implicit", sample, settings).is_file():
-            cli.execute(path, progress=False)
+def pipeline(browser, sample, settings, sample_results):
+    """The same app without its widgets; keeps the factors, which the page then finds."""
     retriever = app.load_retriever(sample, settings)
     ratings, movies = (data.load_pandas(sample, name) for name in ("ratings", "movies"))
     return app.Pipeline(retriever, ratings, movies, settings)

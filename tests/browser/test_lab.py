@@ -10,9 +10,10 @@ import time
 import nbformat
 import pytest
 from browsers import shoot
-from test_notebooks import CELL_TIMEOUT_S, MEMORY_LIMIT_MB, MEMORY_LIMIT_OF_08_MB, PeakMemory
+from peak_memory import PeakMemory
+from test_notebooks import CELL_TIMEOUT_S, MEMORY_LIMIT_MB, MEMORY_LIMIT_OF_08_MB
 
-from conftest import NOTEBOOK_RUNS, ROOT
+from conftest import ROOT
 from helpers import room
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -162,7 +163,7 @@ def check_app(page) -> None:
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_run_all_and_every_control(path, lab, page):
+def test_run_all_and_every_control(path, lab, page, record_property):
     if path.name[:2] in {"07", "08", "09"}:
         pytest.importorskip("torch")
     memory, start = PeakMemory(lab.process.pid), time.perf_counter()
@@ -198,7 +199,7 @@ def test_run_all_and_every_control(path, lab, page):
     page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     memory.stop()
     seconds = time.perf_counter() - start
-    NOTEBOOK_RUNS.append((path.stem, "browser", len(cells), seconds, memory.peak_mb))
+    record_property("notebook", (path.stem, "browser", len(cells), seconds, memory.peak_mb))
     assert len(cells) > 5
     limit = MEMORY_LIMIT_OF_08_MB if path.stem.startswith("08") else MEMORY_LIMIT_MB
     assert 100 < memory.peak_mb < limit, memory.parts

@@ -1,0 +1,78 @@
+"""What the set-up cell of each notebook runs on Colab, after it has fetched the course.
+
+It installs the course and, where it is missing, Java 17, and says which data the notebooks will
+use. Nothing here runs anywhere else; only the standard library is used before the installation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+JAVA_HOMES = Path("/usr/lib/jvm")
+JAVA = "import helpers.spark as s; print('Java', s.check_java().version)"
+DATA = "from helpers import data; print(data.locate().describe())"
+
+
+class ColabError(RuntimeError):
+    """Something could not be installed; the message says what to do."""
+
+
+def prepare(extra: str = "") -> None:
+    """Install the course with an extra of ``pyproject.toml``, Java and data; running twice is safe.
+
+    Raises:
+        ColabError: a package or Java could not be installed, or the runtime must be restarted.
+    """
+    known = {name: metadata.version(name) for name in ("numpy", "pandas") if name in sys.modules}
+    target = f"{ROOT}[{extra}]" if extra else str(ROOT)
+    print("Installing the course: two to five minutes, once per Colab machine.")
+    if _run(sys.executable, "-m", "pip", "install", "--quiet", target):
+        raise ColabError("pip could not install the course; its message stands above.")
+    importlib.invalidate_caches()
+    os.environ["HELPERS_HOME"] = str(ROOT)
+    if _run(sys.executable, "-c", JAVA):
+        _install_java()
+    if _run(sys.executable, "-c", DATA):
+        raise ColabError("The data are not usable; the message above says what to do.")
+    changed = [name for name, version in known.items() if metadata.version(name) != version]
+    if changed:
+        # An imported module cannot be exchanged; mixing two versions fails much later, oddly.
+        raise ColabError(
+            f"{' and '.join(changed)} had been imported before the installation renewed them: "
+            "choose Runtime, Restart session, then run this cell again."
+        )
+
+
+def _install_java() -> None:
+    print("No suitable Java: installing Java 17 (half a minute).")
+    _run("apt-get", "update", "-qq")
+    _run("apt-get", "install", "-y", "-qq", "openjdk-17-jre-headless")
+    # Another Java may stay the default one.
+    homes = sorted(JAVA_HOMES.glob("java-17-openjdk*"))
+    if homes:
+        os.environ["JAVA_HOME"] = str(homes[0])
+    if _run(sys.executable, "-c", JAVA):
+        raise ColabError("Java 17 could not be installed; the messages above say why.")
+
+
+def _run(*command: str) -> int:
+    """Run a command, print what it says, and return its exit status."""
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+    except FileNotFoundError:
+        print(f"{command[0]} was not found.")
+        return 127
+    # Of a traceback its last line is the message.
+    told = done.stdout.strip()
+    told = told.splitlines()[-1] if told.startswith("Traceback") else told
+    if told:
+        print(told)
+    return done.returncode
