@@ -267,6 +267,9 @@ def lab(browser, tmp_path_factory):
     # A home of its own: what other tests save meanwhile must not meet what these runs save.
     others = shutil.ignore_patterns("cache", "ml-latest-small")
     shutil.copytree(ROOT / "data", folder / "home" / "data", ignore=others)
+    kept = Path("data", "cache", "results", "sample")
+    if (ROOT / kept).is_dir():  # so that one notebook can be tested by itself
+        shutil.copytree(ROOT / kept, folder / "home" / kept)
     environment["HELPERS_HOME"] = str(folder / "home")
     write_settings(folder / "settings")
     token = secrets.token_hex(16)
