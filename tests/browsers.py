@@ -264,6 +264,13 @@ def lab(browser, tmp_path_factory):
                     ignore=shutil.ignore_patterns(".ipynb_checkpoints"))  # fmt: skip
     shutil.copy(ROOT / "README.md", course / "README.md")
     environment = offline_environment(folder)
+    # A home of its own: what other tests save meanwhile must not meet what these runs save.
+    others = shutil.ignore_patterns("cache", "ml-latest-small")
+    shutil.copytree(ROOT / "data", folder / "home" / "data", ignore=others)
+    kept = Path("data", "cache", "results", "sample")
+    if (ROOT / kept).is_dir():  # so that one notebook can be tested by itself
+        shutil.copytree(ROOT / kept, folder / "home" / kept)
+    environment["HELPERS_HOME"] = str(folder / "home")
     write_settings(folder / "settings")
     token = secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]

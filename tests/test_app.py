@@ -8,16 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import ROOT
-from helpers import als, app, candidates, cli, data, llm, prompts, ranking, replies
+from helpers import als, app, candidates, data, llm, prompts, ranking, replies
 
 
 @pytest.fixture(scope="module")
-def retriever(spark, sample, settings):
-    for number in ("02", "03"):  # only a run of this test alone finds no results
-        if not data.result_path("03_implicit", sample, settings).is_file():
-            (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
-            cli.execute(path, progress=False)
+def retriever(spark, sample, settings, sample_results):
     tuned = data.read_result("03_implicit", sample, settings).iloc[0]
     reg, alpha = float(tuned.reg), float(tuned.alpha)
     train = data.split(data.load(spark, sample).ratings, seed=app.SEED)[0].cache()

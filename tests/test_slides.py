@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from test_docs import TEACHING, chapter
 
 from conftest import ROOT
-from helpers import cli, room, slides
+from helpers import cli, slides
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 CORE = [path for path in NOTEBOOKS if path.name[:2] in slides.NAMES]
@@ -182,14 +182,3 @@ def test_other_commands_take_no_unknown_arguments(monkeypatch):
     monkeypatch.setenv("HELPERS_HOME", str(ROOT))
     with pytest.raises(SystemExit):
         cli.main(["slides", "--no-such-thing"])
-
-
-# --- the room -------------------------------------------------------------------------------------
-
-
-def test_the_workspace_lists_contents_and_notebooks_in_order():
-    names = [f"notebooks/{path.name}" for path in NOTEBOOKS]
-    made = room.workspace(names)["data"]
-    tabs = made["layout-restorer:data"]["main"]["dock"]["widgets"]
-    assert [made[tab]["data"]["path"] for tab in tabs] == ["README.md", *names]
-    assert made["layout-restorer:data"]["main"]["current"] == f"notebook:{names[0]}"

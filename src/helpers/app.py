@@ -487,7 +487,7 @@ class App:
                 button.tooltip = "" if here is None else f"{way}: {here.title}"
                 button.button_style = ""
                 if here is not None and here.thumb == way:
-                    button.button_style = "info"
+                    button.button_style = "primary"
 
 
 def build(pipeline: Pipeline, user: int | None = None) -> ipywidgets.VBox:

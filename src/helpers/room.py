@@ -20,39 +20,42 @@ WORKSPACE = "course"
 PAGE = Path(__file__).with_name("app.ipynb")
 
 
-def workspace(paths: Sequence[str]) -> dict:
-    """Return a JupyterLab workspace: the contents, then a tab per notebook, in this order.
+def workspace(first: str) -> dict:
+    """Return a JupyterLab workspace: the contents, the first notebook, all of them at the side.
 
-    ``paths`` are relative to the folder that JupyterLab serves. The first notebook is in front; the
-    file browser is closed, the table of contents open.
+    ``first`` is its path from the folder that JupyterLab serves; it is in front, the README behind
+    it, and the file browser shows its folder, where the numbers keep the order. Not a tab for each
+    notebook: a tab starts a kernel.
     """
-    tabs = {"markdownviewer-widget:README.md": ("README.md", "Markdown Preview")}
-    tabs |= {f"notebook:{path}": (path, "Notebook") for path in paths}
+    tabs = {
+        "markdownviewer-widget:README.md": ("README.md", "Markdown Preview"),
+        f"notebook:{first}": (first, "Notebook"),
+    }
     dock = {"type": "tab-area", "currentIndex": 1, "widgets": list(tabs)}
     layout = {
-        "main": {"dock": dock, "current": f"notebook:{paths[0]}"},
-        "left": {"collapsed": False, "current": "table-of-contents", "widgets": []},
+        "main": {"dock": dock, "current": f"notebook:{first}"},
+        "left": {"collapsed": False, "current": "filebrowser", "widgets": ["filebrowser"]},
         "right": {"collapsed": True, "widgets": []},
     }
     widgets = {
         name: {"data": {"path": path, "factory": factory}} for name, (path, factory) in tabs.items()
     }
-    return {"data": {"layout-restorer:data": layout, **widgets}, "metadata": {"id": WORKSPACE}}
+    folder = {"path": str(Path(first).parent.as_posix())}
+    data = {"layout-restorer:data": layout, "file-browser-filebrowser:cwd": folder, **widgets}
+    return {"data": data, "metadata": {"id": WORKSPACE}}
 
 
-def prepare_lab(settings: Settings, environment: dict[str, str] | None = None) -> dict[str, str]:
-    """Write the workspace for the notebooks there are; return the environment to start Lab in.
+def write_workspace(root: Path, folder: Path) -> dict[str, str]:
+    """Write the workspace of the notebooks under ``root``; return the environment to start Lab in.
 
-    The workspace lies with the course's own caches, so no other workspace of yours is touched.
+    ``folder`` takes the place of your own folder of workspaces, so none of yours is touched.
     """
-    environment = dict(environment or os.environ)
-    folder = settings.cache_dir / "lab"
     folder.mkdir(parents=True, exist_ok=True)
-    environment["JUPYTERLAB_WORKSPACES_DIR"] = str(folder)
-    found = sorted((settings.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    environment = dict(os.environ, JUPYTERLAB_WORKSPACES_DIR=str(folder))
+    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "course.jupyterlab-workspace"
-        file.write_text(json.dumps(workspace([f"notebooks/{path.name}" for path in found])))
+        file = Path(place) / f"{WORKSPACE}.jupyterlab-workspace"
+        file.write_text(json.dumps(workspace(f"notebooks/{found[0].name}")))
         command = [sys.executable, "-m", "jupyterlab", "workspaces", "import", str(file)]
         subprocess.run(command, check=True, env=environment, capture_output=True)
     return environment
@@ -62,7 +65,8 @@ def lab(settings: Settings, options: Sequence[str] = ()) -> int:
     """Start JupyterLab on the course's workspace and return its exit status."""
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={settings.root}"]
     command += [f"--LabApp.default_url=/lab/workspaces/{WORKSPACE}", *options]
-    return subprocess.run(command, env=prepare_lab(settings)).returncode
+    environment = write_workspace(settings.root, settings.cache_dir / "lab")
+    return subprocess.run(command, env=environment).returncode
 
 
 def app_command(options: Sequence[str] = ()) -> list[str]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 from browsers import offline_environment, serving, shoot
 
-from helpers import app, cli, data, room
+from helpers import app, data, room
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 ROWS = ".course-app .widget-hbox:has(> button):has(> .widget-html) .widget-html-content"
+PAINT = """all => all.map(one => ['color', 'backgroundColor'].map(
+    name => getComputedStyle(one)[name].match(/[0-9.]+/g).slice(0, 3).map(part => part / 255)))"""
+wcag = pytest.importorskip("wcag_contrast_ratio", reason="needs pip install -e '.[tools]'")
 
 
 @pytest.fixture(scope="module")
-def pipeline(browser, sample, settings):
-    """The same app without its widgets; makes what the page needs, once."""
-    for path in cli.notebooks(settings)[1:3]:  # only a run of this test alone finds no results
-        if not data.result_path("03_implicit", sample, settings).is_file():
-            cli.execute(path, progress=False)
+def pipeline(browser, sample, settings, sample_results):
+    """The same app without its widgets; keeps the factors, which the page then finds."""
     retriever = app.load_retriever(sample, settings)
     ratings, movies = (data.load_pandas(sample, name) for name in ("ratings", "movies"))
     return app.Pipeline(retriever, ratings, movies, settings)
@@ -104,6 +104,8 @@ def test_the_app_from_user_to_thumbs(voila, pipeline, page, browser):
     page.get_by_role("button", name="down").nth(1).press("Space")
     settle(page, pipeline, user=12, weight=0.0, up=[up], down=[down])
     assert "your thumb: up" in rows(page)[0] and "your thumb: down" in rows(page)[9]
+    for ink, ground in page.eval_on_selector_all(".course-app button", PAINT):
+        assert wcag.rgb(ink, ground) >= 4.5
     shoot(page, "app_thumbs", full_page=True)
     page.get_by_role("button", name="Clear thumbs").press("Enter")
     settle(page, pipeline, user=12, weight=0.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import subprocess
 import time
 
 import nbformat
@@ -12,6 +14,7 @@ from peak_memory import PeakMemory
 from test_notebooks import CELL_TIMEOUT_S, MEMORY_LIMIT_MB, MEMORY_LIMIT_OF_08_MB
 
 from conftest import ROOT
+from helpers import room
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 CELLS = """() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
@@ -132,6 +135,31 @@ def check_explorer(page, box, function: str, names: list[str]) -> None:
         assert len(wanted) > 20
 
 
+TITLES = """() => [...document.querySelectorAll(
+    '.course-app .widget-hbox:has(> button) > .widget-html b')]
+    .map(one => one.textContent.replace(/^[0-9]+[.] /, '')).join('|')"""
+
+
+def check_app(page) -> None:
+    """Move the blend and give a thumb by keyboard; the list is what the pipeline gives."""
+
+    def settle(arguments: str) -> None:
+        code = f"print(*pipeline.ranked(USER_ID, {arguments}).title, sep='|', end='')"
+        titles = page.evaluate(ASK, code)
+        assert titles.count("|") == 9
+        page.wait_for_function(f"titles => ({TITLES})() === titles", arg=titles)
+
+    settle("weight=0.5")
+    page.locator(".course-app .noUi-handle").first.focus()
+    page.keyboard.press("End")
+    settle("weight=1.0")
+    page.keyboard.press("Home")
+    settle("weight=0.0")
+    page.locator(".course-app button", has_text="up").nth(9).focus()
+    page.keyboard.press("Enter")
+    settle("weight=0.0, up=[pipeline.ranked(USER_ID, weight=0.0).movieId.iloc[9]]")
+
+
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -157,10 +185,16 @@ def test_run_all_and_every_control(path, lab, page, record_property):
     assert page.locator(".jp-RenderedImage img").count() == len(alts)
     assert all(len(alt.split()) >= 5 for alt in alts)
     found = explorers(path)
-    boxes = page.query_selector_all(".widget-vbox:has(> .widget-hbox):has(> .widget-html)")
+    boxes = page.query_selector_all(
+        ".widget-vbox:has(> .widget-hbox):has(> .widget-html):not(.course-app)"
+    )
     assert len(boxes) == len(found)
     for box, (function, names) in zip(boxes, found, strict=True):
         check_explorer(page, box, function, names)
+    apps = page.locator(".course-app").count()
+    assert apps == path.name.startswith("05")
+    if apps:
+        check_app(page)
     shoot(page, path.stem)
     page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     memory.stop()
@@ -169,6 +203,42 @@ def test_run_all_and_every_control(path, lab, page, record_property):
     assert len(cells) > 5
     limit = MEMORY_LIMIT_OF_08_MB if path.stem.startswith("08") else MEMORY_LIMIT_MB
     assert 100 < memory.peak_mb < limit, memory.parts
+
+
+@pytest.mark.browser
+def test_the_course_opens_in_order(lab, page):
+    """What ``make lab`` opens, at an address that holds its token."""
+    room.write_workspace(lab.folder / "course", lab.folder / "workspaces")
+    page.goto(lab.at(f"lab/workspaces/{room.WORKSPACE}"), timeout=60_000)
+    page.wait_for_function(READY, timeout=60_000)
+    tabs = page.locator("#jp-main-dock-panel .lm-TabBar-tabLabel")
+    assert tabs.all_inner_texts() == ["README.md", NOTEBOOKS[0].name]
+    here = "() => jupyterapp.shell.currentWidget.context.path"
+    assert page.evaluate(here) == f"notebooks/{NOTEBOOKS[0].name}"
+    listed = page.locator(".jp-DirListing-itemText")
+    listed.nth(len(NOTEBOOKS) - 1).wait_for()
+    assert listed.all_inner_texts() == [path.name for path in NOTEBOOKS]
+    page.locator(".jp-NotebookPanel a", has_text=NOTEBOOKS[1].stem).first.click()
+    page.wait_for_function(f"() => ({here})() === 'notebooks/{NOTEBOOKS[1].name}'")
+    shoot(page, "lab_course")
+    for path in lab.at("api/sessions"), lab.at("api/kernels"):
+        assert len(page.evaluate("async at => (await (await fetch(at)).json())", path)) <= 2
+
+
+def test_make_lab_needs_no_token_to_be_found(settings, monkeypatch):
+    """No option hides the browser or the token: JupyterLab opens the address with the token."""
+    ran = []
+    monkeypatch.setattr(
+        room.subprocess, "run", lambda command, **options: ran.append((command, options)) or DONE
+    )
+    assert room.lab(dataclasses.replace(settings, root=ROOT), ["--ServerApp.port=1"]) == 0
+    _, (command, options) = ran  # the import of the workspace, then the server
+    assert f"--LabApp.default_url=/lab/workspaces/{room.WORKSPACE}" in command
+    assert not any("token" in part or "no-browser" in part for part in command)
+    assert command[-1] == "--ServerApp.port=1" and "JUPYTERLAB_WORKSPACES_DIR" in options["env"]
+
+
+DONE = subprocess.CompletedProcess([], 0)
 
 
 def test_the_notebooks_are_opened_as_copies(lab):
