@@ -352,7 +352,11 @@ def save_model(model: ALSModel, folder: Path, mark: str) -> None:
             manifest = {"fingerprint": mark, "files": _hashes(fresh / "model")}
             (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if not (folder / MANIFEST).exists():  # else another process saved in between
+                    raise
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
