@@ -72,6 +72,9 @@ def test_the_notebooks_for_binder_fit_one_after_another():
     shut = visits.loc[visits["kernels"] == binder.SHUT]
     assert shut["notebook"].tolist() == [n for n in rows.notebooks() if n[:2] <= binder.LAST]
     assert shut["finished"].all() and shut["peak_mb"].between(100, binder.LIMIT_MB).all()
+    opened = visits.loc[visits["kernels"] == binder.OPEN]
+    assert opened["notebook"].str[:2].tolist() == ["01", "02"]  # as the README says
+    assert opened["finished"].tolist() == [True, False]
     assert set(visits["limit_mb"]) == {2048} and set(visits["kernels"]) == {
         binder.SHUT, binder.OPEN
     }  # fmt: skip

@@ -193,8 +193,7 @@ def markdown(table: pd.DataFrame) -> str:
             peak = "".join(f"{row.peak_mb:.0f} MB" for row in mine.itertuples() if row.finished)
             cells.append(peak or ("stopped at the limit" if len(mine) else "not reached"))
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    where = sorted({f"{row.machine}, {row.date}" for row in table.itertuples()})
-    return "\n".join([*lines, "", f"Measured on: {'; '.join(where)}."])
+    return "\n".join([*lines, "", rows.measured_on(table)])
 
 
 def write_readme(path: Path = rows.ROOT / "README.md") -> None:

@@ -130,8 +130,13 @@ def markdown(table: pd.DataFrame) -> str:
             f"| {name} | {start.ours:.0f} s | {every.ours:.0f} s | {every.baseline:.0f} s | "
             f"{memory.ours:.0f} MB of {memory.baseline:.0f} |"
         )
-    where = sorted({f"{row.machine}, {row.date}" for row in table.itertuples()})
-    return "\n".join([*lines, "", f"Measured on: {'; '.join(where)}."])
+    return "\n".join([*lines, "", measured_on(table)])
+
+
+def measured_on(table: pd.DataFrame) -> str:
+    """Return the sentence under a table: machine and days."""
+    machines, days = (sorted(table[name].unique()) for name in ("machine", "date"))
+    return f"Measured on: {'; '.join(machines)}; {', '.join(days)}."
 
 
 def between_marks(path: Path, mark: str, text: str) -> None:
