@@ -13,14 +13,19 @@ READY := $(VENV)/.ready
 EXTRA := $(VENV)/.ready-llamarec
 TOOLS := $(VENV)/.ready-tools
 
-.PHONY: help run test lab site bench clean doctor lock
+.PHONY: help run test lab app slides clean-copies site bench bench-scale binder clean doctor lock
 
 help:
 	@echo "make run    set up, run notebooks 01-05, print the ranked list of movies"
 	@echo "make test   set up, run every test, notebooks included"
-	@echo "make lab    set up, open JupyterLab"
+	@echo "make lab    set up, open JupyterLab with the notebooks in order"
+	@echo "make app    set up, open the app of notebook 05 on a page of its own"
+	@echo "make slides write slides of notebooks 01-06 into docs-build/slides/"
+	@echo "make clean-copies  write notebooks without outputs and solutions into live/"
 	@echo "make site   set up, build the site into build/site, which opens from disk"
-	@echo "make bench  time our grid search beside the article's loop, and LRURec if torch is there"
+	@echo "make bench  time the course beside plain ways; ONLY=bench_grid runs a part"
+	@echo "make bench-scale  100 thousand to 32 million ratings; Spark beside implicit (an hour, 16 GB)"
+	@echo "make binder run notebooks 01-06 in a JupyterLab within Binder's 2 GB of memory"
 	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
 	@echo "make lock   write the three locks anew (needs uv)"
 	@echo "make clean  remove the virtual environment and all caches but your own LLM replies"
@@ -52,19 +57,36 @@ run: $(READY)
 	@$(BIN)/python -m helpers.cli run
 
 test: $(EXTRA) $(TOOLS)
-	@$(BIN)/python -m pytest
+	@# Two at a time, then by themselves the ones that time something.
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not alone"
+	@$(BIN)/python -m pytest -m alone
 
 lab: $(READY)
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/python -m helpers.cli lab
+
+app: $(TOOLS)
+	@$(BIN)/python -m helpers.cli app
+
+slides: $(READY)
+	@$(BIN)/python -m helpers.cli slides
+
+clean-copies: $(READY)
+	@$(BIN)/python -m helpers.cli copies
 
 site: $(READY) $(TOOLS)
 	@$(BIN)/python docs/site/build.py
 
+# With ONLY=bench_grid a part; rows that need PyTorch are skipped where it is missing.
 bench: $(READY)
-	@$(BIN)/python tests/benchmarks/bench_grid.py
-	@if $(BIN)/python -c 'import torch, safetensors' 2>/dev/null; then \
-		$(BIN)/python tests/benchmarks/bench_lru.py; \
-		else echo "The benchmark of LRURec needs PyTorch: pip install -e '.[llamarec]'"; fi
+	@$(BIN)/python tests/benchmarks/run.py --only "$(ONLY)"
+
+binder: $(READY)
+	@$(BIN)/python tests/benchmarks/binder.py
+
+# An hour, 16 GB of memory and 10 GB of disk; notebook 11 reads what it writes.
+bench-scale: $(READY)
+	@$(BIN)/python tests/benchmarks/bench_scale.py
+	@$(BIN)/python tests/benchmarks/bench_scale.py --rivals
 
 doctor: $(READY)
 	@$(BIN)/python -m helpers.doctor
@@ -90,7 +112,7 @@ lock:
 	rm requirements-all.tmp
 
 clean:
-	rm -rf $(VENV) executed build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) executed build docs-build live tests/artefacts .pytest_cache .ruff_cache .hypothesis
 	@# Replies of your own may have cost money: they stay.
 	if [ -d data/cache ]; then \
 		find data/cache -mindepth 1 ! -name 'replies.sqlite*' -delete; fi

@@ -5,19 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import matplotlib
 import pytest
+from browsers import browser, lab, page  # noqa: F401  (fixtures)
 
-from helpers.data import Dataset, locate
+from helpers import cli
+from helpers.data import Dataset, locate, result_path
 from helpers.settings import Settings
 
 matplotlib.use("agg")
 # Tests never fetch anything; what they download comes from a server of their own.
 os.environ["MOVIELENS_DOWNLOAD"] = "0"
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK_RUNS: list[tuple[str, str, int, float, float]] = []
+LONG_FIRST = ("test_notebooks.py[real]", "test_notebooks.py[sample]", "test_lab.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Tell fixtures whether their test failed: a page then keeps a screenshot."""
+    report = yield
+    item.failed = getattr(item, "failed", False) or report.failed
+    return report
 
 
 def copy_working_tree(folder: Path, without: tuple[str, ...] = ()) -> None:
@@ -45,6 +56,29 @@ def sample(settings: Settings) -> Dataset:
 
 
 @pytest.fixture(scope="session")
+def sample_results(sample, settings) -> None:
+    """What notebooks 02 and 03 save for the sample; they run if they never did, in one process."""
+    turn = settings.cache_dir / ".sample-results"
+    deadline = time.monotonic() + 900
+    while not result_path("03_implicit", sample, settings).is_file():
+        settings.cache_dir.mkdir(exist_ok=True)
+        try:
+            turn.mkdir()
+        except FileExistsError:
+            assert time.monotonic() < deadline, f"{turn} is in the way: remove it."
+            time.sleep(1)
+            continue
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.delenv("MOVIELENS_DIR", raising=False)
+                patch.setenv("HELPERS_HOME", str(ROOT))
+                for path in cli.notebooks(settings)[1:3]:
+                    cli.execute(path, progress=False)
+        finally:
+            turn.rmdir()
+
+
+@pytest.fixture(scope="session")
 def real() -> Dataset:
     """The real release, where there is one."""
     dataset = locate()
@@ -62,9 +96,30 @@ def spark():
     session.stop()
 
 
+def group_of(item) -> str:
+    """Tests of one group run in one process, in their order: they share fixtures or results."""
+    which = getattr(item, "callspec", None) and item.callspec.params.get("which")
+    return item.path.name + (f"[{which}]" if which in ("real", "sample") else "")
+
+
+def pytest_collection_modifyitems(items):
+    """For `pytest -n 2`: a group for each file, and the longest groups begin first."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: group_of(item) not in LONG_FIRST)
+
+
 def pytest_terminal_summary(terminalreporter):
-    if NOTEBOOK_RUNS:
+    runs = [
+        dict(report.user_properties)["notebook"]
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if "notebook" in dict(report.user_properties) and report.when == "call"
+    ]
+    if runs:
         terminalreporter.section("notebooks: kernel and JVM together")
         terminalreporter.write_line(f"{'notebook':28}{'data':8}{'cells':>6}{'s':>7}{'peak MB':>9}")
-        for name, which, cells, seconds, peak in NOTEBOOK_RUNS:
+        for name, which, cells, seconds, peak in sorted(runs):
             terminalreporter.write_line(f"{name:28}{which:8}{cells:6}{seconds:7.0f}{peak:9.0f}")

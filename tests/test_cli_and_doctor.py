@@ -158,6 +158,9 @@ def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
 def test_the_doctors_own_checks_say_what_they_found(tmp_path, monkeypatch, settings):
     fake_java(tmp_path, monkeypatch, "17.0.15")
     assert doctor.java() == f"17 ({tmp_path}/bin/java)"
+    with monkeypatch.context() as patch:
+        patch.setenv("SPARK_REMOTE", "sc://elsewhere")
+        assert doctor.java() == "not needed with Spark Connect"
     monkeypatch.setenv("MOVIELENS_DIR", str(settings.sample_dir))
     rows = len((settings.sample_dir / "ratings.csv").read_text().splitlines()) - 1
     assert doctor.dataset() == f"sample (simulated), {rows:,} ratings"

@@ -1,18 +1,22 @@
-"""Every notebook under nbval: strict on the real release, lax on the simulated sample."""
+"""Every notebook under nbval: strict on the real release, lax on the simulated sample.
+
+Where a browser can be started, ``tests/browser/test_lab.py`` runs the sample instead.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
-import threading
 import time
 
-import psutil
+import browsers
 import pytest
+from peak_memory import PeakMemory
 
-from conftest import NOTEBOOK_RUNS, ROOT
+from conftest import ROOT
 from helpers.data import locate
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -21,48 +25,24 @@ MEMORY_LIMIT_OF_08_MB = 3000  # PyTorch and a JVM at once; it needs the extra, w
 CELL_TIMEOUT_S = 600
 
 
-class PeakMemory(threading.Thread):
-    """Samples the memory of a process's descendants until it ends.
-
-    Counts proportional set size where the system tells it (Linux), so that pages which processes
-    share count once, else resident size. A child that Java has forked but that has not yet become
-    another program borrows all of its parent's memory: it is left out.
-    """
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.process, self.peak_mb = psutil.Process(pid), 0.0
-        self.parts: list[tuple[str, float]] = []
-
-    def run(self) -> None:
-        while self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE:
-            parts = []
-            try:
-                for child in self.process.children(recursive=True):
-                    try:
-                        name = child.name()
-                        if name == "java" and child.cmdline() == child.parent().cmdline():
-                            continue
-                        memory = child.memory_full_info()
-                        parts.append((name, getattr(memory, "pss", memory.rss) / 2**20))
-                    except (psutil.Error, AttributeError):
-                        continue
-            except psutil.Error:
-                return
-            total = sum(size for _, size in parts)
-            if total > self.peak_mb:
-                self.peak_mb, self.parts = total, parts
-            time.sleep(0.2)
+@pytest.fixture(scope="module")
+def sample_home(tmp_path_factory):
+    """A home of its own: models saved by the runs on the real release must not meet these."""
+    home = tmp_path_factory.mktemp("home")
+    others = shutil.ignore_patterns("cache", "ml-latest-small")
+    shutil.copytree(ROOT / "data", home / "data", ignore=others)
+    return home
 
 
-@pytest.mark.parametrize("which", ["sample", "real"])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook(path, which, request):
+@pytest.mark.parametrize("which", ["real", "sample"])
+def test_notebook(path, which, request, record_property):
     environment = dict(os.environ, MOVIELENS_DOWNLOAD="0", LLM_MODE="recorded")
+    if which == "sample" and browsers.find().path:
+        pytest.skip("runs in the browser (tests/browser/test_lab.py)")
     if which == "sample":
         environment.pop("MOVIELENS_DIR", None)
-        if (ROOT / "data" / "ml-latest-small").exists():
-            environment["MOVIELENS_DIR"] = str(ROOT / "data" / "sample")
+        environment["HELPERS_HOME"] = str(request.getfixturevalue("sample_home"))
     elif not locate().verified:
         pytest.skip("needs the real ml-latest-small (MOVIELENS_DIR)")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
@@ -81,7 +61,7 @@ def test_notebook(path, which, request):
     passed = re.search(r"(\d+) passed", output)
     cells = int(passed[1]) if passed else 0
     seconds = time.perf_counter() - start
-    NOTEBOOK_RUNS.append((path.stem, which, cells, seconds, memory.peak_mb))
+    record_property("notebook", (path.stem, which, cells, seconds, memory.peak_mb))
     assert process.returncode == 0, output[-6000:]
     assert cells > 5
     limit = MEMORY_LIMIT_OF_08_MB if path.stem.startswith("08") else MEMORY_LIMIT_MB

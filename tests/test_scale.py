@@ -58,6 +58,7 @@ def stored(tmp_path) -> set[int]:
 # --- speed and limits -----------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_sixteen_at_a_time_are_many_times_as_fast(tmp_path):
     """The target is 12; 9 is what a busy machine must reach, and half the concurrency cannot."""
     n, alone, ratios = 208, 8, []

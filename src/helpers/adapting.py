@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from tqdm.auto import tqdm
 
 from helpers import data, metrics, prompts, ranking, sequential
 from helpers import verbalizer_torch as vt
+from helpers.faults import command
 from helpers.sequential import Interactions
 from helpers.settings import Settings
 
@@ -1494,4 +1496,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

@@ -25,7 +25,10 @@ import pandas as pd
 from pyspark.ml.recommendation import ALS, ALSModel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
+from pyspark.util import inheritable_thread_target
 from tqdm.auto import tqdm
+
+from helpers.faults import storing
 
 RATING_RANGE = (0.5, 5.0)
 """MovieLens ratings are half stars from 0.5 to 5."""
@@ -154,14 +157,20 @@ def grid_search(
     rows: list[dict[str, float]] = []
     best: tuple[tuple[float, int, float], ALSModel] | None = None
     with ThreadPoolExecutor(threads or min(4, 1 + (os.cpu_count() or 1))) as pool:
-        jobs = [pool.submit(fit_one, rank, reg) for rank, reg in grid]
-        done = tqdm(as_completed(jobs), total=len(jobs), desc="ALS fits", disable=not progress)
-        for job in done:
-            scores, model = job.result()
-            rows.append(scores)
-            key = (scores["validation_rmse"], scores["rank"], -scores["reg"])
-            if best is None or key < best[0]:
-                best = (key, model)
+        # A Spark Connect model asks for the session of its thread.
+        fit_there = inheritable_thread_target(train.sparkSession)(fit_one)
+        jobs = [pool.submit(fit_there, rank, reg) for rank, reg in grid]
+        try:
+            done = tqdm(as_completed(jobs), total=len(jobs), desc="ALS fits", disable=not progress)
+            for job in done:
+                scores, model = job.result()
+                rows.append(scores)
+                key = (scores["validation_rmse"], scores["rank"], -scores["reg"])
+                if best is None or key < best[0]:
+                    best = (key, model)
+        finally:
+            # After Ctrl-C or a failed fit nobody waits for the rest of the grid.
+            pool.shutdown(wait=False, cancel_futures=True)
     table = pd.DataFrame(rows).sort_values(["rank", "reg"], ignore_index=True)
     (_, rank, minus_reg), model = best
     errors = {
@@ -328,19 +337,28 @@ MANIFEST = "manifest.json"
 def save_model(model: ALSModel, folder: Path, mark: str) -> None:
     """Save ``model`` with a manifest of file hashes and ``mark`` (see :func:`fingerprint`).
 
-    It is written beside ``folder`` and renamed, so that a crash leaves the old model or none.
+    It is written beside ``folder`` and renamed, so that a crash leaves the old model or none. On a
+    cluster, or with Spark Connect, every machine must see ``folder``.
+
+    Raises:
+        StorageError: the disk is full, or the folder read-only.
     """
     folder = Path(folder).resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.write().overwrite().save(_hadoop(fresh / "model"))
-        manifest = {"fingerprint": mark, "files": _hashes(fresh / "model")}
-        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with storing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            model.write().overwrite().save(_hadoop(fresh / "model"))
+            manifest = {"fingerprint": mark, "files": _hashes(fresh / "model")}
+            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if not (folder / MANIFEST).exists():  # else another process saved in between
+                    raise
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 class SavedModelError(RuntimeError):

@@ -1,16 +1,21 @@
-"""Commands of the course: ``python -m helpers.cli run | checkpoint | execute | batch | ...``.
+"""Commands of the course, each as ``python -m helpers.cli NAME``.
 
 ``run`` executes the core notebooks top to bottom and prints the ranked list; ``checkpoint``
-fits and saves what one notebook starts from. For authors: ``execute`` runs notebooks in place and
-saves clean outputs; ``tidy`` strips noise; ``nav`` writes the navigation bars, ``stamp`` the
-repository's address and ``table`` the README's table of results;
-``batch`` exports unanswered LLM requests, imports the answers, and keeps them as JSON Lines.
+fits and saves what one notebook starts from; ``lab`` opens JupyterLab with the notebooks in
+order, ``app`` the page of notebook 05's app; ``slides`` and ``copies`` write slides of 01 to 06
+and notebooks for live coding. For authors: ``execute`` runs notebooks in place and saves clean
+outputs; ``tidy`` strips noise; ``nav`` writes the navigation bars, ``stamp`` the repository's
+address and ``table`` the README's table of results; ``batch`` exports unanswered LLM requests,
+imports the answers, and keeps them as JSON Lines.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +27,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
 
-from helpers import checkpoints, data, publish, replies
+from helpers import app, checkpoints, data, publish, replies, room, slides
+from helpers.faults import command, storing
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
 
@@ -48,6 +54,7 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
 
     Raises:
         NotebookFailedError: a cell raised, ran too long, or its kernel died.
+        KeyboardInterrupt: Ctrl-C; the kernel is ended when Python ends.
     """
     notebook = nbformat.read(path, as_version=4)
     code = sum(cell.cell_type == "code" for cell in notebook.cells)
@@ -59,9 +66,13 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
             extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its notice on TCP alarms readers
             resources={"metadata": {"path": str(path.parent)}},
             on_cell_executed=lambda **_: bar.update(),
+            on_notebook_start=lambda **_: _let_ctrl_c_interrupt(),
         )
         try:
             client.execute()
+        except KeyboardInterrupt:
+            client.shutdown_kernel = "immediate"  # it may be in a cell that takes minutes
+            raise
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             done = sum(bool(cell.get("execution_count")) for cell in notebook.cells)
             text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
@@ -69,6 +80,15 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
             message = f"{path.name}, code cell {done} of {code}: {last}"
             raise NotebookFailedError(message) from error
     return notebook
+
+
+def _let_ctrl_c_interrupt() -> None:
+    """Take nbclient's handler away: it ends the kernel and then fails on an assertion of its own.
+
+    The kernel still ends, at exit.
+    """
+    with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -118,7 +138,8 @@ def tidy(settings: Settings, files: Sequence[Path]) -> int:
 def run(settings: Settings, first: str, last: str, output: Path) -> int:
     """Execute the notebooks from ``first`` to ``last``, print the list, return the exit status."""
     try:
-        check_java()
+        if not settings.spark_remote:
+            check_java()
         dataset = data.locate(settings)
     except (JavaError, data.DataError) as error:
         print(error, file=sys.stderr)
@@ -126,15 +147,19 @@ def run(settings: Settings, first: str, last: str, output: Path) -> int:
     print(dataset.describe())
     chosen = [path for path in notebooks(settings) if first <= path.name[:2] <= last]
     ranked = settings.cache_dir / RANKED_LIST
-    ranked.unlink(missing_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
+    with storing(ranked):
+        ranked.unlink(missing_ok=True)
+    with storing(output):
+        output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for path in chosen:
         try:
-            nbformat.write(execute(path), output / path.name)
+            done = execute(path)
         except NotebookFailedError as error:
             print(f"Stopped. {error}", file=sys.stderr)
             return 1
+        with storing(output / path.name):
+            nbformat.write(done, output / path.name)
     print(f"\n{len(chosen)} notebooks in {time.perf_counter() - start:.0f} s.")
     if ranked.exists():
         print_ranked_list(ranked)
@@ -258,6 +283,42 @@ def batch(settings: Settings, action: str, file: Path) -> int:
     return 0 if report.complete else 1
 
 
+# --- people ---------------------------------------------------------------------------------------
+
+
+def open_app(settings: Settings, options: Sequence[str]) -> int:
+    """Make what the app needs, then serve its page: notebooks 02 and 03 run if they never did."""
+    try:
+        dataset = data.locate(settings)
+        print(dataset.describe())
+        for number in ("02", "03"):
+            if not data.result_path("03_implicit", dataset, settings).is_file():
+                print(f"The app needs what notebooks 02 and 03 save: running {number}, once.")
+                execute(next(p for p in notebooks(settings) if p.name.startswith(number)))
+        app.load_retriever(dataset, settings)
+    except (JavaError, data.DataError, NotebookFailedError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return room.app(options)
+
+
+def write_for_the_room(settings: Settings, what: str, target: Path | None) -> int:
+    """Write slides or live-coding copies and say where they are."""
+    found = notebooks(settings)
+    try:
+        if what == "slides":
+            target = target or settings.root / "docs-build" / "slides"
+            written = slides.write_slides([p for p in found if p.name[:2] in slides.NAMES], target)
+        else:
+            target = target or settings.root / "live"
+            written = slides.write_live_copies(found, target)
+    except slides.SlidesError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{len(written)} files in {target}:", *(path.name for path in written), sep="\n  ")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m helpers.cli", description=__doc__)
@@ -275,23 +336,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare = commands.add_parser("checkpoint", help="fit and save what a notebook starts from")
     prepare.add_argument("notebook", choices=sorted(checkpoints.NEEDS), help="its number, e.g. 05")
     commands.add_parser("table", help="write the README's table from notebook 06's results")
+    commands.add_parser("lab", help="open JupyterLab with the notebooks in order")
+    commands.add_parser("app", help="serve the page of notebook 05's app")
+    for name, text in (("slides", "write slides of notebooks 01 to 06"),
+                       ("copies", "write notebooks without outputs and solutions")):  # fmt: skip
+        commands.add_parser(name, help=text).add_argument("--output", type=Path)
     three = commands.add_parser("batch", help="record LLM replies in bulk")
     three.add_argument("action", choices=["export", "import", "keep"])
     three.add_argument("file", type=Path)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command not in ("lab", "app"):  # those two pass them on
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         settings = Settings.from_env()
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
     try:
-        return _dispatch(settings, options)
+        return _dispatch(settings, options, rest)
     except (publish.PublishError, JavaError, data.DataError) as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def _dispatch(settings: Settings, options: argparse.Namespace) -> int:
+def _dispatch(settings: Settings, options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "run":
         return run(settings, options.first, options.last, options.output)
     if options.command == "execute":
@@ -307,8 +375,14 @@ def _dispatch(settings: Settings, options: argparse.Namespace) -> int:
         return 0
     if options.command == "table":
         return write_table(settings)
+    if options.command == "lab":
+        return room.lab(settings, rest)
+    if options.command == "app":
+        return open_app(settings, rest)
+    if options.command in ("slides", "copies"):
+        return write_for_the_room(settings, options.command, options.output)
     return batch(settings, options.action, options.file)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

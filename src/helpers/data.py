@@ -12,6 +12,7 @@ import csv
 import errno
 import hashlib
 import http.client
+import itertools
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
 from pyspark.sql.types import (
     FloatType,
     IntegerType,
@@ -39,6 +41,8 @@ from pyspark.sql.types import (
     StructType,
 )
 
+from helpers import parquet
+from helpers.faults import storing
 from helpers.settings import Settings
 
 NAME = "ml-latest-small"
@@ -501,7 +505,8 @@ def _record(path: Path, row: int) -> tuple[int, list[str]]:
 def load(spark: SparkSession, dataset: Dataset) -> Tables:
     """Return the four tables as Spark data frames with :data:`SCHEMAS`.
 
-    Only the headers are checked here; :func:`check` reads everything.
+    Only the headers are checked here; :func:`check` reads everything. On a cluster every machine
+    must see ``dataset.path``.
 
     Raises:
         DataError: a file is missing or empty, or its columns are not those of MovieLens.
@@ -524,6 +529,32 @@ def _read(spark: SparkSession, dataset: Dataset, table: str) -> DataFrame:
         escape='"',  # RFC 4180 doubles a quote inside quotes; Spark's default is a backslash
         multiLine=False,
     )
+
+
+def save_parquet(
+    tables: Tables, folder: Path | str, *, buckets: int = parquet.BUCKETS
+) -> parquet.Version:
+    """Write the four tables as Parquet: ratings and tags by user bucket, the others in one file.
+
+    ``folder`` is a local path or an address of a shared file system (``s3://...``); a cluster's
+    machines must all see it. See :mod:`helpers.parquet` for the layout and for what happens when a
+    write is cut short.
+    """
+    return parquet.save({name: getattr(tables, name) for name in TABLES}, folder, buckets=buckets)
+
+
+def load_parquet(
+    spark: SparkSession, folder: Path | str, users: Iterable[int] | None = None
+) -> Tables:
+    """Return what :func:`save_parquet` wrote, as :func:`load` returns CSV files.
+
+    ``users`` narrows ratings and tags to these users; the files of other buckets stay closed.
+
+    Raises:
+        parquet.ParquetError: the folder holds no finished write.
+    """
+    people = {"ratings": users, "tags": users}
+    return Tables(*(parquet.load(spark, folder, name, people.get(name)) for name in TABLES))
 
 
 def load_pandas(dataset: Dataset, table: str) -> pd.DataFrame:
@@ -567,6 +598,34 @@ def split(
     """
     ordered = ratings.coalesce(1).sortWithinPartitions("userId", "movieId")
     return tuple(ordered.randomSplit(list(weights), seed=seed))
+
+
+def split_by_hash(
+    ratings: DataFrame, weights: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0
+) -> tuple[DataFrame, ...]:
+    """Split ratings into one table per weight by a hash of (userId, movieId) and ``seed``.
+
+    A row's part depends on that row alone: no sorting, no partition that all rows pass through, and
+    the same split however the table is stored. This is the split for ratings by the million;
+    :func:`split` is the one behind the saved outputs. Keeps the columns and the partitions. The
+    hash is Spark's ``xxhash64``; shares come out within chance of ``weights``.
+
+    Raises:
+        ValueError: there is no weight, or one is not above 0.
+    """
+    if not weights or min(weights) <= 0:
+        raise ValueError(f"weights are {tuple(weights)}; give at least one, all above 0.")
+    ids = (F.col(name).cast("long") for name in ("userId", "movieId"))
+    draw = F.pmod(F.xxhash64(F.lit(seed).cast("long"), *ids), F.lit(_DRAWS))
+    edges = [round(_DRAWS * edge / sum(weights)) for edge in np.cumsum([0, *weights])]
+    edges[-1] = _DRAWS
+    return tuple(
+        ratings.where((draw >= low) & (draw < high)) for low, high in itertools.pairwise(edges)
+    )
+
+
+_DRAWS = 1_000_000_007
+"""A prime, so that no pattern of the hash's low bits shows."""
 
 
 # --- the leave-one-out protocol ------------------------------------------------------------------
@@ -651,16 +710,21 @@ def result_path(name: str, dataset: Dataset, settings: Settings | None = None) -
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; it takes the place of ``path`` only when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    """Give a name to write to; it takes the place of ``path`` only when all went well.
+
+    Raises:
+        StorageError: the disk is full, or the folder read-only.
+    """
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        os.close(handle)
+        try:
+            yield Path(name)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
 
 
 def save_result(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import psutil
 
 from helpers import data, llm
+from helpers.faults import command
 from helpers.settings import Settings
 from helpers.spark import check_java, get_spark
 
@@ -28,6 +29,8 @@ def python() -> str:
 
 def java() -> str:
     """Check the Java that Spark would use."""
+    if Settings.from_env().spark_remote:
+        return "not needed with Spark Connect"
     found = check_java()
     return f"{found.version} ({found.path})"
 
@@ -89,4 +92,4 @@ def main(checks: dict[str, Callable[[], str]] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main))

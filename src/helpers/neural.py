@@ -43,6 +43,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from helpers import data, metrics, sequential
+from helpers.faults import command
 from helpers.sequential import Interactions
 from helpers.settings import Settings
 
@@ -1073,4 +1074,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main, "The same command goes on after the last whole epoch"))

@@ -1,6 +1,7 @@
 """Figures of the series: one palette, axis labels always, and alt text for every figure.
 
-The palette is that of Okabe and Ito 2008, which colour-blind readers can tell apart.
+The palette is that of Okabe and Ito 2008, which colour-blind readers can tell apart. Two of its
+colours are pale on white; where several are drawn, each also has a marker with a dark edge.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#8C8C8C", "#000000"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+MARKERS = "osD^vP"
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -65,8 +67,9 @@ def lines(
 ) -> Figure:
     """Return one line per column over the index, and a dashed line for each ``level``."""
     figure, (axes,) = new_axes()
-    for colour, (name, values) in zip(PALETTE, table.items(), strict=False):
-        axes.plot(table.index, values, marker="o", color=colour, label=name)
+    edge = {"markeredgecolor": BLACK, "markeredgewidth": 0.5}
+    for colour, marker, (name, values) in zip(PALETTE, MARKERS, table.items(), strict=False):
+        axes.plot(table.index, values, marker=marker, color=colour, label=name, **edge)
     for style, (name, value) in zip(("--", ":", "-."), (level or {}).items(), strict=False):
         axes.axhline(value, color=BLACK, linestyle=style, linewidth=1, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -140,9 +143,17 @@ def scatter(table: pd.DataFrame, *, xlabel: str, ylabel: str, labels: bool = Tru
     With ``labels`` each point carries its index entry.
     """
     figure, (axes,) = new_axes(height=4.2)
-    styles = zip(PALETTE, "osD^vP", strict=True)
+    styles = zip(PALETTE, MARKERS, strict=True)
     for (name, points), (colour, marker) in zip(table.groupby("group"), styles, strict=False):
-        axes.scatter(points["x"], points["y"], color=colour, marker=marker, label=name)
+        axes.scatter(
+            points["x"],
+            points["y"],
+            color=colour,
+            marker=marker,
+            label=name,
+            edgecolors=BLACK,
+            linewidths=0.5,
+        )
     if labels:
         for name, x, y in zip(table.index, table["x"], table["y"], strict=True):
             axes.annotate(str(name), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8)

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from helpers.faults import storing
+
 Body = dict[str, Any]
 
 ENDPOINT = "/v1/chat/completions"
@@ -154,24 +156,28 @@ class LocalStore:
 
         Raises:
             StoreDamagedError: the file is there but is no SQLite database, or a damaged one.
+            StorageError: the disk is full, or the folder read-only.
         """
         self._path, self._local = Path(path), threading.local()
         self._open: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self._connection() as connection:
+            with storing(self._path), self._folder() as connection:
                 connection.execute(
                     "CREATE TABLE IF NOT EXISTS replies (key TEXT, model TEXT, server TEXT, "
                     "request TEXT, response TEXT, created REAL, PRIMARY KEY (key, model, server))"
                 )
         except sqlite3.OperationalError:
-            raise  # locked, or a full disk: the file itself may be sound
+            raise  # locked, for instance: the file itself may be sound
         except sqlite3.DatabaseError as error:
             raise StoreDamagedError(
                 f"{self._path.name} cannot be read ({error}): move it out of {self._path.parent} "
                 "and run again; a new one is made, and the replies of the old one are asked anew."
             ) from None
+
+    def _folder(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return self._connection()
 
     def _connection(self) -> sqlite3.Connection:
         if not hasattr(self._local, "connection"):
@@ -196,7 +202,7 @@ class LocalStore:
             (request_key(body), model, server, json.dumps(body), json.dumps(answer), time.time())
             for body, answer in replies
         ]
-        with self._connection() as connection:
+        with storing(self._path), self._connection() as connection:
             connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def get(self, key: str, *, model: str | None = None, server: str | None = None) -> Reply | None:
@@ -250,8 +256,9 @@ class PendingRequests:
         with self._lock:
             if request_key(body) in {request_key(one) for one in self.all()}:
                 return
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab+") as file:
+            with storing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            with storing(self._path), self._path.open("ab+") as file:
                 # After a kill the last line may be torn; what comes next must not join it.
                 start = b"\n" if _ends_torn(file) else b""
                 file.write(start + json.dumps(body).encode() + b"\n")

@@ -355,7 +355,8 @@ async def rank_users(
 
     Raises:
         SettingsError: see :func:`helpers.llm.is_live`, or ``concurrency`` is below 1.
-        sqlite3.Error: an answer could not be stored; what is under way is still waited for.
+        StorageError, sqlite3.Error: an answer could not be stored; what is under way is still
+            waited for.
     """
     if concurrency < 1:
         raise SettingsError(f"concurrency is {concurrency}; it must be at least 1.")

@@ -29,6 +29,9 @@ class Settings:
     spark_master: str = "local[*]"
     spark_remote: str | None = None
     spark_driver_memory: str = "1g"
+    spark_driver_host: str | None = None
+    spark_executor_memory: str = "1g"
+    spark_executor_cores: int | None = None
     spark_partitions: int = 1
     llm_mode: str = "auto"
     llm_model: str | None = None
@@ -86,6 +89,9 @@ class Settings:
             spark_master=env.get("SPARK_MASTER", "").strip() or "local[*]",
             spark_remote=env.get("SPARK_REMOTE", "").strip() or None,
             spark_driver_memory=env.get("SPARK_DRIVER_MEMORY", "").strip() or "1g",
+            spark_driver_host=env.get("SPARK_DRIVER_HOST", "").strip() or None,
+            spark_executor_memory=env.get("SPARK_EXECUTOR_MEMORY", "").strip() or "1g",
+            spark_executor_cores=_count(env, "SPARK_EXECUTOR_CORES", 0) or None,
             spark_partitions=_count(env, "SPARK_PARTITIONS", 1),
             llm_mode=mode,
             llm_model=env.get("LLM_MODEL", "").strip() or None,

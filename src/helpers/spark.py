@@ -14,14 +14,19 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from helpers.faults import storing
 from helpers.settings import Settings
 
 SUPPORTED_JAVA = (17, 21)
@@ -99,27 +104,38 @@ def parse_java_version(text: str) -> int | None:
 def get_spark(settings: Settings | None = None) -> SparkSession:
     """Return the running session, or start one with fixed partitioning and no console noise.
 
-    ``SPARK_MASTER`` names another master, ``SPARK_REMOTE`` a Spark Connect server.
+    ``SPARK_MASTER`` names a cluster's master and ``SPARK_REMOTE`` a Spark Connect server; the rest
+    of the course stays as it is. On a cluster every machine must see the data under the same path
+    or address, and the executors' Python, ``PYSPARK_PYTHON``, needs this package.
+
+    - A standalone master (``spark://host:port``): ``SPARK_EXECUTOR_MEMORY`` and
+      ``SPARK_EXECUTOR_CORES`` size its executors; ``SPARK_DRIVER_HOST`` is the name under which
+      they find this process (on this machine 127.0.0.1, elsewhere what Spark finds out itself).
+    - Spark Connect: the server was started with its own memory and Java options, which a client
+      cannot change; the options of Spark SQL, partition counts among them, are set here, and one
+      that the server refuses is warned of.
 
     Raises:
-        JavaError: Java is missing or unsuitable.
-        SparkStartError: the session did not start; the message holds the JVM's own reason.
+        JavaError: Java is missing or unsuitable (there is no need of it with Spark Connect).
+        SparkStartError: the session did not start, or no master, executor or server answered
+            within seconds; the message holds the reason.
     """
     settings = settings or Settings.from_env()
-    builder = SparkSession.builder.appName("llm-recommenders")
-    for key, value in _sql_options(settings).items():
-        builder = builder.config(key, value)
     if settings.spark_remote:
-        return builder.remote(settings.spark_remote).getOrCreate()
+        return _connect(settings)
     check_java()
-    for key, value in _process_options(settings).items():
+    builder = SparkSession.builder.appName("llm-recommenders")
+    for key, value in (_sql_options(settings) | _process_options(settings)).items():
         builder = builder.config(key, value)
-    if settings.spark_master.startswith("local"):
+    if _on_this_machine(settings.spark_master):
         # Functions on pandas frames run in other processes: in this Python, where the course is
         # installed, and not in the first python3 on the path.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    _await_master(settings.spark_master)
     log = settings.cache_dir / "spark.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with storing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.open("ab").close()
     known = log.stat().st_size if log.exists() else 0
     try:
         with _output_to(log):
@@ -134,12 +150,77 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
             f"Spark did not start: {why}; check SPARK_MASTER and SPARK_DRIVER_MEMORY, the rest is "
             f"in {log.name} in data/cache."
         ) from None
+    if settings.spark_master.startswith("spark://"):
+        _await_executor(session)
     return session
+
+
+REACH_S = 10.0
+"""Seconds to wait for an answer from a master or a Spark Connect server."""
+
+EXECUTOR_S = 60.0
+"""Seconds to wait for the first executor; starting its JVM takes a few."""
+
+
+def _connect(settings: Settings) -> SparkSession:
+    """Return a session on the Spark Connect server; nothing here touches a JVM.
+
+    Raises:
+        SparkStartError: the client is not installed, or the server does not answer.
+    """
+    url = settings.spark_remote
+    try:
+        from pyspark.sql.connect.client import DefaultChannelBuilder
+
+        channels = DefaultChannelBuilder(url)
+        channel = channels.toChannel()
+    except ImportError:
+        raise SparkStartError(
+            "Spark Connect needs its client: install it with pip install -e '.[scale]'."
+        ) from None
+    except ValueError:
+        # The address itself may hold a token.
+        raise SparkStartError(
+            "SPARK_REMOTE is no address of a Spark Connect server: write sc://host:port."
+        ) from None
+    answered = threading.Event()
+    # Spark's own client tries again for minutes.
+    channel.subscribe(
+        lambda state: answered.set() if state.name == "READY" else None, try_to_connect=True
+    )
+    ready = answered.wait(REACH_S)
+    channel.close()
+    if not ready:
+        raise SparkStartError(
+            f"No Spark Connect server answers at {channels.endpoint} within {REACH_S:.0f} s: "
+            "start it, or correct SPARK_REMOTE."
+        )
+    options = _sql_options(settings)
+    builder = SparkSession.builder
+    for key, value in options.items():
+        builder = builder.config(key, value)
+    session = builder.remote(url).getOrCreate()
+    refused = [key for key, value in options.items() if session.conf.get(key, None) != value]
+    if refused:
+        warnings.warn(
+            f"The Spark Connect server keeps its own {', '.join(refused)}: numbers may differ from "
+            "those of one machine.",
+            stacklevel=3,
+        )
+    return session
+
+
+def _on_this_machine(master: str) -> bool:
+    hosts = {host for host, _ in _addresses(master)}
+    return master.startswith("local") or (bool(hosts) and hosts <= LOOPBACK)
 
 
 def _sql_options(settings: Settings) -> dict[str, str]:
     return {
         "spark.sql.shuffle.partitions": str(settings.spark_partitions),
+        # The partitions of files and of tables from this process; on one machine it follows
+        # spark.default.parallelism, which a client of Spark Connect cannot set.
+        "spark.sql.leafNodeDefaultParallelism": str(settings.spark_partitions),
         # Adaptive execution picks partition counts at run time, by size.
         "spark.sql.adaptive.enabled": "false",
         # A wrong cast should stay visible as null, as in pandas.
@@ -169,7 +250,59 @@ def _process_options(settings: Settings) -> dict[str, str]:
     if settings.spark_master.startswith("local"):
         options["spark.driver.host"] = "localhost"
         options["spark.driver.bindAddress"] = "127.0.0.1"
+        return options
+    options["spark.executor.memory"] = settings.spark_executor_memory
+    options["spark.executor.extraJavaOptions"] = "-Xss4m"
+    if settings.spark_executor_cores:
+        options["spark.executor.cores"] = str(settings.spark_executor_cores)
+    if settings.spark_driver_host:
+        options["spark.driver.host"] = settings.spark_driver_host
+    elif _on_this_machine(settings.spark_master):
+        options["spark.driver.host"] = "127.0.0.1"
     return options
+
+
+LOOPBACK = {"localhost", "127.0.0.1"}
+
+
+def _addresses(master: str) -> list[tuple[str, int]]:
+    """Return hosts and ports of ``spark://host:port,host:port``, and nothing for other masters.
+
+    Raises:
+        SparkStartError: an address lacks its host or port.
+    """
+    if not master.startswith("spark://"):
+        return []
+    found = [re.fullmatch(r"(.+):(\d{1,5})", part) for part in master[8:].split(",")]
+    if not all(found):
+        raise SparkStartError(f"SPARK_MASTER is {master!r}: write spark://host:port.")
+    return [(match[1].strip("[]"), int(match[2])) for match in found]
+
+
+def _await_master(master: str) -> None:
+    """Refuse at once a standalone master that nobody answers for; Spark itself takes a minute."""
+    addresses = _addresses(master)
+    for address in addresses:
+        with contextlib.suppress(OSError), socket.create_connection(address, REACH_S):
+            return
+    if addresses:
+        raise SparkStartError(
+            f"No Spark master answers at {master}: start it, or correct SPARK_MASTER."
+        )
+
+
+def _await_executor(session: SparkSession) -> None:
+    """Wait for the first executor: without one every job waits for ever."""
+    status = session.sparkContext._jsc.sc().statusTracker()
+    until = time.monotonic() + EXECUTOR_S
+    while len(status.getExecutorInfos()) < 2:  # the driver is one of them
+        if time.monotonic() > until:
+            session.stop()
+            raise SparkStartError(
+                f"The Spark master gave no executor within {EXECUTOR_S:.0f} s: start a worker or "
+                "free one, or ask for less with SPARK_EXECUTOR_MEMORY and SPARK_EXECUTOR_CORES."
+            )
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import importlib.util
 import inspect
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from helpers import data, metrics, prompts, ranking, sequential, verbalizer
+from helpers.faults import command
 from helpers.sequential import Interactions, Transitions
 from helpers.settings import Settings
 
@@ -841,4 +843,4 @@ def prepare(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

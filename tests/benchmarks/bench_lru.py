@@ -1,4 +1,4 @@
-"""`make bench`: an epoch of LRURec as we train it, beside a plain sequential recurrence.
+"""An epoch of LRURec as we train it, beside a plain sequential recurrence.
 
 The plain one is a cell, as recurrent networks are written first: it reads one item of each window
 at a time, updates h = decay * h + x, and scores what comes next; padding is read too and left out
@@ -13,18 +13,18 @@ are noisy; the ratio is what counts.
 
 from __future__ import annotations
 
-import sys
 from time import perf_counter
 
 import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812
-from tqdm.auto import tqdm
+import pytest
 
-from helpers import data, neural
-from helpers.neural import Config, Layout, Network
+torch = pytest.importorskip(
+    "torch", reason="the row of LRURec needs PyTorch: pip install -e '.[llamarec]'"
+)
+import torch.nn.functional as F  # noqa: E402, N812
 
-TARGET = 5.0
+from helpers import data, neural  # noqa: E402
+from helpers.neural import Config, Layout, Network  # noqa: E402
 
 
 def padded_loss(network: Network, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -92,11 +92,8 @@ def check_same_maths(items: np.ndarray, parts: list[np.ndarray]) -> None:
             torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
 
-def main() -> int:
-    """Time an epoch of each way and return 1 if the target is missed."""
-    dataset = data.locate()
-    print(dataset.describe())
-    protocol = neural.Protocol.of(data.load_pandas(dataset, "ratings"))
+def bench_lru(versus, benchmark):
+    protocol = neural.Protocol.of(data.load_pandas(data.locate(), "ratings"))
     config, items = Config.of("lrurec"), protocol.seen.items
     rows = neural.histories(protocol.seen)
     parts = [part for row in rows for part in neural.windows(row, config.length)]
@@ -106,23 +103,27 @@ def main() -> int:
         name: torch.optim.AdamW(network.parameters(), lr=config.learning_rate, fused=True)
         for name, network in networks.items()
     }
-    times = dict.fromkeys(WAYS, 0.0)
+    times = {name: [] for name in WAYS if name != "ours"}
     epoch = list(neural.batches(parts, config, 0, 0))
-    for number, (inputs, targets) in enumerate(tqdm([epoch[0], *epoch], desc="batches")):
-        for name, (_, loss_of) in WAYS.items():
+    turns = iter([epoch[0], *epoch])  # the first batch warms up
+
+    def step(name, inputs, targets):
+        optimizers[name].zero_grad()
+        WAYS[name][1](networks[name], inputs, targets).backward()
+        optimizers[name].step()
+
+    def others():
+        batch = next(turns)
+        for name, spent in times.items():
             start = perf_counter()
-            optimizers[name].zero_grad()
-            loss_of(networks[name], inputs, targets).backward()
-            optimizers[name].step()
-            if number:  # the first batch warms up
-                times[name] += perf_counter() - start
-    print(f"{len(epoch)} batches of {config.batch}, {torch.get_num_threads()} thread(s)")
-    for name, seconds in times.items():
-        print(f"{name:28} {seconds:6.1f} s an epoch, {1000 * seconds / len(epoch):5.0f} ms a batch")
-    ratio = times["item by item"] / times["ours"]
-    print(f"ratio of item by item to ours {ratio:5.1f} (target {TARGET})")
-    return int(ratio < TARGET)
+            step(name, *batch)
+            spent.append(perf_counter() - start)
+        return ("ours", *batch), {}
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    benchmark.pedantic(step, setup=others, rounds=len(epoch), warmup_rounds=1)
+    seconds = {name: sum(spent[1:]) for name, spent in times.items()}
+    ours = sum(benchmark.stats.stats.data)
+    versus.note(f"{len(epoch)} batches of {config.batch}, {torch.get_num_threads()} thread(s)")
+    for name, spent in seconds.items():
+        versus.note(f"  {name:28} {spent:6.1f} s an epoch, {spent / ours:5.1f} times ours")
+    versus.add("LRURec epoch, beside item by item", ours, seconds["item by item"])
