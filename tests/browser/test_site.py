@@ -13,13 +13,12 @@ from urllib.parse import unquote, urlparse
 
 import nbformat
 import pytest
+from browsers import ROOT, shoot
 
 pytest.importorskip("sphinx_book_theme", reason="needs the tools extra: pip install -e '.[tools]'")
 bs4 = pytest.importorskip("bs4", reason="needs the tools extra: pip install -e '.[tools]'")
 
-ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "docs" / "site"
-SCREENSHOTS = ROOT / "build" / "screenshots"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
@@ -45,29 +44,6 @@ def pages(site) -> dict[Path, object]:
     found = [file for file in site.rglob("*.html") if "_static" not in file.parts]
     files = {file.resolve(): file.read_text(encoding="utf-8") for file in found}
     return {file: bs4.BeautifulSoup(text, "html.parser") for file, text in files.items()}
-
-
-@pytest.fixture
-def site_page(site):
-    """A browser page that may read files only; what else it asks for is in ``page.foreign``."""
-    sync = pytest.importorskip("playwright.sync_api", reason="needs the tools extra (Playwright)")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("needs a browser: install chromium")
-    with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.foreign, page.faults = [], []
-
-        def only_files(route):
-            page.foreign.append(route.request.url)
-            route.abort()
-
-        page.route(re.compile(r"^(?!file:|data:|blob:)"), only_files)
-        page.on("pageerror", lambda error: page.faults.append(str(error)))
-        yield page
-        browser.close()
 
 
 KNOWN_IDS: dict[int, set[str]] = {}
@@ -138,28 +114,29 @@ def test_a_notebook_is_shown_whole(site, pages, path):
     assert not re.search(r"\\frac|\\times|\$[A-Z]\$", page.find("article").get_text())
 
 
-def test_the_page_works_from_disk(site, site_page):
+@pytest.mark.browser
+def test_the_site_works_from_disk(site, page, browser):
     """Opened as a file, without any server: pages, figures, search; nothing from elsewhere."""
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    site_page.goto((site / "index.html").as_uri())
-    assert "a course that runs" in site_page.inner_text("article h1")
-    site_page.screenshot(path=SCREENSHOTS / "site_index.png")
-    site_page.click("nav >> text=06 Measure whether the LLM helps")
-    site_page.wait_for_selector("article h1 >> text=Measure whether the LLM helps")
-    widths = site_page.evaluate(
+    asked, faulty = len(browser.refused), []
+    page.on("pageerror", lambda error: faulty.append(str(error)))
+    page.goto((site / "index.html").as_uri())
+    assert "a course that runs" in page.inner_text("article h1")
+    shoot(page, "site_index")
+    page.click("nav >> text=06 Measure whether the LLM helps")
+    page.wait_for_selector("article h1 >> text=Measure whether the LLM helps")
+    widths = page.evaluate(
         "Promise.all([...document.images].map(image => { image.loading = 'eager';"
         " return image.decode().then(() => image.naturalWidth, () => 0); }))"
     )
     assert len(widths) >= 5 and min(widths) > 100
-    site_page.locator("article img").first.scroll_into_view_if_needed()
-    site_page.screenshot(path=SCREENSHOTS / "site_notebook.png")
-    site_page.keyboard.press("Control+k")
-    site_page.keyboard.type("NDCG")
-    site_page.keyboard.press("Enter")
-    site_page.wait_for_selector("#search-results li a")
-    site_page.wait_for_selector("#search-results li >> text=Measure whether the LLM helps")
-    site_page.screenshot(path=SCREENSHOTS / "site_search.png")
-    assert site_page.foreign == [] and site_page.faults == []
+    page.locator("article img").first.scroll_into_view_if_needed()
+    shoot(page, "site_notebook")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("NDCG")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-results li >> text=Measure whether the LLM helps")
+    assert shoot(page, "site_search").stat().st_size > 10_000
+    assert browser.refused[asked:] == [] and faulty == []
 
 
 def test_launch_buttons_follow_the_address(tmp_path, monkeypatch):
