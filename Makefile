@@ -5,7 +5,7 @@ SHELL := /bin/sh
 VENV ?= .venv
 TORCH := 2.13.0
 # The first Python that is new enough; override with `make run PYTHON=/path/to/python`.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null; then echo $$p; break; fi; done)
 BIN := $(VENV)/bin

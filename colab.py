@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+# Colab's front end works with its own versions of these; other ones may break the next session.
+COLABS_OWN = {"ipykernel", "ipython", "ipywidgets", "jupyterlab"}
 JAVA_HOMES = Path("/usr/lib/jvm")
 JAVA = "import helpers.spark as s; print('Java', s.check_java().version)"
 DATA = "from helpers import data; print(data.locate().describe())"
@@ -24,15 +28,17 @@ class ColabError(RuntimeError):
 
 
 def prepare(extra: str = "") -> None:
-    """Install the course with an extra of ``pyproject.toml``, Java and data; running twice is safe.
+    """Install the course with extras of ``pyproject.toml`` (``"a,b"``), Java and data.
+
+    Running twice is safe.
 
     Raises:
         ColabError: a package or Java could not be installed, or the runtime must be restarted.
     """
     known = {name: metadata.version(name) for name in ("numpy", "pandas") if name in sys.modules}
-    target = f"{ROOT}[{extra}]" if extra else str(ROOT)
     print("Installing the course: two to five minutes, once per Colab machine.")
-    if _run(sys.executable, "-m", "pip", "install", "--quiet", target):
+    pip = (sys.executable, "-m", "pip", "install", "--quiet")
+    if _run(*pip, *requirements(extra)) or _run(*pip, "--no-deps", str(ROOT)):
         raise ColabError("pip could not install the course; its message stands above.")
     importlib.invalidate_caches()
     os.environ["HELPERS_HOME"] = str(ROOT)
@@ -47,6 +53,15 @@ def prepare(extra: str = "") -> None:
             f"{' and '.join(changed)} had been imported before the installation renewed them: "
             "choose Runtime, Restart session, then run this cell again."
         )
+
+
+def requirements(extra: str = "") -> list[str]:
+    """Return what ``pyproject.toml`` asks for, without what Colab runs its notebooks with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"]]
+    for name in filter(None, extra.split(",")):
+        wanted += project["optional-dependencies"][name]
+    return [line for line in wanted if re.match(r"[\w.-]+", line)[0] not in COLABS_OWN]
 
 
 def _install_java() -> None:

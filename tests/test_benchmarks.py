@@ -83,7 +83,7 @@ NAME = "grid search, beside the article's loop"
 def bench_slow(versus):
     versus(NAME, lambda: time.sleep(0.05), lambda: time.sleep(0.05), rounds=2)
 def bench_fast(versus):
-    versus(NAME, lambda: time.sleep(0.01), lambda: time.sleep(0.09), rounds=2)
+    versus(NAME, lambda: time.sleep(0.01), lambda: time.sleep(0.15), rounds=2)
 def bench_broken(versus):
     raise RuntimeError("no row")
 """

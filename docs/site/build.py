@@ -46,6 +46,7 @@ CONTRIBUTING
 CHANGELOG
 ```
 """
+TEMPLATE = "docs/template.ipynb"
 NODE = re.compile(r"^(\w+)(?:\[(.+)\])?$")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -87,6 +88,12 @@ def page(text: str, path: str) -> tuple[str, set[str]]:
     )
     # A badge is a picture from another machine; its text says the same.
     text = re.sub(r"!\[([^\]]*)\]\(https?://[^)]*\)", r"\1", text)
+    # To Sphinx a notebook is a page; the template is a file to copy.
+    text = re.sub(
+        r"\[([^\]]*)\]\(([^)\s]*\btemplate\.ipynb)\)",
+        lambda found: f"{{download}}`{found[1]} <{found[2]}>`",
+        text,
+    )
     return re.sub(r"\]\((?![a-z]+:)([^)#\s]+)((?:#[^)\s]*)?)\)", link, text), linked
 
 
@@ -124,8 +131,8 @@ def gather(target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text, encoding="utf-8")
         # A licence or a script that a page links to comes along as it is.
-        for file in linked - {"README.md", *DOCUMENTS}:
-            if (ROOT / file).is_file() and not file.endswith(".ipynb"):
+        for file in (linked | {TEMPLATE}) - {"README.md", *DOCUMENTS}:
+            if (ROOT / file).is_file() and not file.startswith("notebooks/"):
                 (target / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / file, target / file)
     (target / "notebooks").mkdir()

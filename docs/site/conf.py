@@ -27,6 +27,7 @@ author = "The contributors of this course"
 copyright = "the contributors of this course; text and figures CC BY 4.0"
 extensions = ["myst_nb", "sphinx_design"]
 root_doc = "index"
+exclude_patterns = ["docs/template.ipynb"]  # a file to copy, not a page
 language = "en"
 
 nb_execution_mode = "off"

@@ -337,7 +337,8 @@ MANIFEST = "manifest.json"
 def save_model(model: ALSModel, folder: Path, mark: str) -> None:
     """Save ``model`` with a manifest of file hashes and ``mark`` (see :func:`fingerprint`).
 
-    It is written beside ``folder`` and renamed, so that a crash leaves the old model or none.
+    It is written beside ``folder`` and renamed, so that a crash leaves the old model or none. On a
+    cluster, or with Spark Connect, every machine must see ``folder``.
 
     Raises:
         StorageError: the disk is full, or the folder read-only.
@@ -351,7 +352,11 @@ def save_model(model: ALSModel, folder: Path, mark: str) -> None:
             manifest = {"fingerprint": mark, "files": _hashes(fresh / "model")}
             (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if not (folder / MANIFEST).exists():  # else another process saved in between
+                    raise
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 

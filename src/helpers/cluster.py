@@ -23,10 +23,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import pyspark
 
-from helpers.spark import check_java, start_fault
+from helpers.spark import JavaError, check_java, start_fault
 
 HOME = Path(pyspark.__file__).parent
 """Spark itself, as the pyspark package brings it."""
@@ -81,8 +82,13 @@ def local_cluster(
 
     Raises:
         JavaError: Java is missing or unsuitable.
-        ClusterError: Windows, or a process did not start in time; the message says why.
+        ClusterError: Windows, impossible sizes, or a process did not start in time.
     """
+    if not re.fullmatch(r"\d+[mg]", memory) or cores < 1:
+        raise ClusterError(
+            f"A worker with {cores} cores and memory {memory!r} cannot be: give at least one core, "
+            "and memory as a number with m or g, such as 512m."
+        )
     with _processes(folder, "256m") as (start, place):
         here = ("--host", LOOPBACK, "--port", "0", "--webui-port", "0")
         log, process = start("master", "spark-class", MASTER, *here)
@@ -160,7 +166,9 @@ def _processes(folder: Path | None, memory: str) -> Iterator[tuple[Start, Path]]
     started: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
         if folder is None:
-            name = tempfile.TemporaryDirectory(prefix="spark-", ignore_cleanup_errors=True)
+            name = tempfile.TemporaryDirectory(
+                prefix="helpers-cluster-", ignore_cleanup_errors=True
+            )
             place = Path(stack.enter_context(name))
         else:
             place = folder
@@ -241,20 +249,26 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     with contextlib.suppress(KeyboardInterrupt):
-        if chosen.connect:
-            with connect_server(memory=chosen.memory) as address:
-                _keep(f"export SPARK_REMOTE={address}")
-        else:
-            with local_cluster(chosen.workers, cores=chosen.cores, memory=chosen.memory) as cluster:
+        try:
+            if chosen.connect:
+                with connect_server(memory=chosen.memory) as address:
+                    _keep(f"export SPARK_REMOTE={address}")
+            sizes = {"cores": chosen.cores, "memory": chosen.memory}
+            with local_cluster(chosen.workers, **sizes) as cluster:
                 _keep(f"export SPARK_MASTER={cluster.master}")
+        except (ClusterError, JavaError) as error:
+            print(error, file=sys.stderr)
+            return 1
     return 0
 
 
-def _keep(line: str) -> None:
+def _keep(line: str) -> NoReturn:
     print(f"{line}\nStop with Ctrl-C.", flush=True)
     while True:
         time.sleep(3600)
 
 
 if __name__ == "__main__":
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # a closed terminal stops them too
+        signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
     sys.exit(main())

@@ -505,7 +505,8 @@ def _record(path: Path, row: int) -> tuple[int, list[str]]:
 def load(spark: SparkSession, dataset: Dataset) -> Tables:
     """Return the four tables as Spark data frames with :data:`SCHEMAS`.
 
-    Only the headers are checked here; :func:`check` reads everything.
+    Only the headers are checked here; :func:`check` reads everything. On a cluster every machine
+    must see ``dataset.path``.
 
     Raises:
         DataError: a file is missing or empty, or its columns are not those of MovieLens.

@@ -113,7 +113,7 @@ def write_bootstrap(notebook: nbformat.NotebookNode, address: str | None) -> Non
     cells = [c for c in notebook.cells if "setup" in c.metadata.get("tags", [])]
     if len(cells) != 1 or REST not in cells[0].source:
         raise PublishError(f"One cell tagged 'setup' is wanted, that has {REST!r}.")
-    extra = re.search(r"pip install -e '\.\[(\w+)\]'", notebook.cells[0].source)
+    extra = re.search(r"pip install -e '\.\[([\w,]+)\]'", notebook.cells[0].source)
     rest = cells[0].source[cells[0].source.index(REST) :]
     cells[0].source = f"{bootstrap(address, extra[1] if extra else '')}\n{rest}"
 
@@ -133,7 +133,9 @@ def launch_section(address: str | None, first: str) -> str:
 
 
 def stamp(settings: Settings) -> str | None:
-    """Write the address into all notebooks and the README, return it; running twice is safe.
+    """Write the address into all notebooks, their template and the README, and return it.
+
+    Running twice is safe.
 
     Raises:
         PublishError: the address has the wrong form, or a file lacks the place for it.
@@ -149,6 +151,11 @@ def stamp(settings: Settings) -> str | None:
         write_bar(notebook, navigation(paths, index, address), navigation(paths, index))
         write_bootstrap(notebook, address)
         nbformat.write(notebook, path)
+    template = settings.root / "docs" / "template.ipynb"
+    if template.exists():
+        notebook = nbformat.read(template, as_version=4)
+        write_bootstrap(notebook, address)
+        nbformat.write(notebook, template)
     parts[1] = f"\n\n{launch_section(address, f'notebooks/{paths[0].name}')}\n\n"
     readme.write_text(LAUNCH.join(parts), encoding="utf-8")
     return address

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from peak_memory import PeakMemory
 from rows import ROOT, notebooks
@@ -62,8 +63,8 @@ def run(*arguments: object, home: Path) -> tuple[dict, float]:
 @pytest.mark.parametrize("name", notebooks())
 def bench_notebook(name, versus, benchmark, tmp_path):
     path = ROOT / "notebooks" / f"{name}.ipynb"
-    with_torch = re.search(r"^import .*\btorch\b|\bsentence_transformers\b", path.read_text())
-    with_torch = bool(with_torch or "torch" in path.read_text(encoding="utf-8")[:8000])
+    setup = next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+    with_torch = re.search(r"\b(torch|sentence_transformers)\b", setup.source) is not None
     if with_torch and importlib.util.find_spec("torch") is None:
         pytest.skip(f"notebook {name[:2]} needs PyTorch: pip install -e '.[llamarec]'")
     home = home_in(tmp_path)

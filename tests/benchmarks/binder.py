@@ -207,8 +207,11 @@ def main() -> int:
     print(locate().describe())
     names = [name for name in rows.notebooks() if name[:2] <= LAST]
     paths = [rows.ROOT / "notebooks" / f"{name}.ipynb" for name in names]
-    found = [*tour(SHUT, paths), *tour(OPEN, paths)]
-    pd.DataFrame([asdict(one) for one in found]).to_csv(RESULT, index=False, lineterminator="\n")
+    found = []
+    for kernels in (SHUT, OPEN):
+        found += tour(kernels, paths)
+        table = pd.DataFrame([asdict(one) for one in found])
+        table.to_csv(RESULT, index=False, lineterminator="\n")
     write_readme()
     fits = [one.finished for one in found if one.kernels == SHUT]
     print("All fit." if all(fits) else "They do not fit.")

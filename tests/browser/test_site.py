@@ -180,6 +180,8 @@ def test_a_page_is_rewritten_for_the_site():
     chart = "flowchart LR\n  R[ratings] --> S[split]\n  S --> P[a prompt]"
     assert build.chart_as_text(chart) == "ratings → split\nsplit → a prompt"
     badge = "[![Open in Colab](https://example.org/b.svg)](https://example.org/go)"
+    copied, _ = build.page("its [template](docs/template.ipynb)", "CONTRIBUTING.md")
+    assert copied == "its {download}`template <docs/template.ipynb>`"
     text = f"{badge} [up](../README.md#the-notebooks) [own](README.md) [x](generate.py)"
     changed, linked = build.page(text, "data/README.md")
     assert changed == (
