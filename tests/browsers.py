@@ -83,11 +83,11 @@ def _own() -> str | None:
 
 
 def _install() -> Iterator[str | None]:
-    _run([sys.executable, "-m", "playwright", "install", "chromium"], 120)
+    _run([sys.executable, "-m", "playwright", "install", "chromium"], 90)
     yield _own()
     if shutil.which("apt-get") and os.geteuid() == 0:
-        _run(["apt-get", "update", "-q"], 60)
-        _run(["apt-get", "install", "-qy", "--no-install-recommends", "chromium"], 240)
+        _run(["apt-get", "update", "-q"], 45)
+        _run(["apt-get", "install", "-qy", "--no-install-recommends", "chromium"], 150)
         yield shutil.which("chromium")
 
 

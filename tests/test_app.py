@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from misbehaving_server import completion
 
 from helpers import als, app, candidates, data, llm, prompts, ranking, replies
 
@@ -124,13 +126,31 @@ def test_without_a_reply_the_retriever_stands_and_it_is_said(silent):
         assert table.llm.isna().all()
 
 
-def test_nothing_is_sent_whatever_server_is_set(retriever, tables, settings):
+def test_a_look_at_a_user_sends_and_notes_nothing(retriever, tables, settings, tmp_path):
+    shutil.copytree(settings.replies_dir, tmp_path / "data" / "replies")
     live = dataclasses.replace(
-        settings, llm_mode="live", llm_base_url="http://127.0.0.1:9/v1", llm_model="m",
-        llm_api_key="k",
+        settings, root=tmp_path, llm_mode="live", llm_base_url="http://127.0.0.1:9/v1",
+        llm_model="m", llm_api_key="k",
     )  # fmt: skip
     other = app.Pipeline(retriever, *tables, live)
     assert "no reply is stored" in other.person(5).notice
+    assert other.person(12).llm_order is not None
+    assert not (tmp_path / "data" / "cache" / "pending.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["I cannot do that.", "", '{"summary": "x"}'])
+def test_a_stored_reply_that_is_no_profile_is_said(retriever, tables, settings, tmp_path, text):
+    home = dataclasses.replace(settings, root=tmp_path)
+    other = app.Pipeline(retriever, *tables, home)
+    messages = prompts.profile_prompt(*other._taste(5))
+    body = {"messages": messages, "response_format": llm.response_format(prompts.Profile)}
+    with replies.LocalStore(home.cache_dir / "replies.sqlite") as store:
+        store.put(body, completion(text), model="m")
+    other = app.Pipeline(retriever, *tables, home)
+    assert other.recorded_users() == [5]  # one's own replies count
+    person = other.person(5)
+    assert person.llm_order is None and "genre" in person.profile
+    assert "not usable" in person.notice or "empty" in person.notice
 
 
 def test_the_factors_are_kept_and_read_without_spark(retriever, sample, settings, tmp_path,

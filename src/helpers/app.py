@@ -9,7 +9,6 @@ retriever's order. A thumb asks no LLM either: it is folded into the user's fact
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import html
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 import ipywidgets
 import numpy as np
 import pandas as pd
+from openai.types.chat import ChatCompletion
 from pyspark.sql import SparkSession
 
 from helpers import als, candidates, data, llm, prompts, ranking, replies
@@ -160,10 +160,11 @@ class Pipeline:
     ) -> None:
         """Keep the tables; ``ratings`` are all known ones, which are never recommended."""
         self.retriever, self._ratings, self._movies = retriever, ratings, movies
-        # The app itself never sends a request, whatever server is configured.
-        stored = "none" if settings.llm_mode == "none" else "recorded"
-        self._settings = dataclasses.replace(settings, llm_mode=stored)
-        self._client = llm.connect(self._settings)
+        # Stores alone: whatever server is configured, a look at a user sends and notes nothing.
+        self._stores = [replies.CommittedStore(settings.replies_dir)]
+        self._stores.insert(0, replies.LocalStore(settings.cache_dir / "replies.sqlite"))
+        if settings.llm_mode == "none":
+            self._stores = []
         self._named = movies.set_index("movieId")
         self.person = functools.lru_cache(maxsize=64)(self._person)
         self._candidates = functools.lru_cache(maxsize=256)(self._recommend)
@@ -176,17 +177,23 @@ class Pipeline:
 
     @functools.cached_property
     def _stored_texts(self) -> set[str]:
-        kept = replies.CommittedStore(self._settings.replies_dir).all()
-        if self._settings.llm_mode == "none":
-            return set()
         return {
             reply.request["messages"][-1]["content"]
-            for reply in kept
+            for store in self._stores
+            for reply in store.all()
             if reply.request.get("messages")
         }
 
+    def _stored(self, messages: prompts.Messages, schema: type) -> llm.Outcome:
+        body = {"messages": messages, "response_format": llm.response_format(schema)}
+        key = replies.request_key(body)
+        for store in self._stores:
+            if reply := store.get(key):
+                return llm.outcome_of(ChatCompletion.model_validate(reply.response))
+        return llm.Outcome(None, "no_reply", "no reply is stored for this user")
+
     def recorded_users(self) -> list[int]:
-        """Return the users for whom the project holds a reply to the profile prompt."""
+        """Return the users for whom a reply to the profile prompt is stored."""
         first = {text.splitlines()[0] for text in self._stored_texts if text}
         facts = self._ratings.groupby("userId")["rating"].agg(["size", "mean"])
         known = set(self.retriever.factors.users.tolist())
@@ -213,30 +220,29 @@ class Pipeline:
             NoCandidatesError: the user is unknown or liked nothing.
         """
         rated, liked, disliked = self._taste(user)
-        asked = llm.ask(
-            self._client, prompts.profile_prompt(rated, liked, disliked), schema=prompts.Profile
-        )
-        if asked.kind != "ok":
+        asked = self._stored(prompts.profile_prompt(rated, liked, disliked), prompts.Profile)
+        try:
+            profile = prompts.Profile.model_validate_json(asked.text or "")
+        except ValueError:
             table = prompts.taste_table(rated).round(2).to_string(index=False)
-            why = "no reply is stored for this user" if asked.kind == "no_reply" else asked.kind
+            why = asked.why or "the stored reply is not usable"
             notice = f"No LLM profile and no LLM ranking ({why}): a plain table stands in, and the "
             return Person(
                 user, rated, liked, table, None, {}, notice + "retriever's order is kept."
             )
-        profile = prompts.Profile.model_validate_json(asked.text)
         audit = prompts.audit_profile(profile, liked, disliked)
         text = prompts.profile_as_text(profile, audit)
         first = self.candidates(user).movieId.tolist()
         shown = prompts.shuffled(first, seed=user)
         labels = ranking.letters(len(shown))
         messages = prompts.ranking_prompt(text, labels, self._named.loc[shown].reset_index())
-        answer = llm.ask(self._client, messages, schema=ranking.RankingReply)
+        answer = self._stored(messages, ranking.RankingReply)
         back = [shown.index(movie) for movie in first]
         result = ranking.read_ranking(answer.text, len(shown), fallback=back)
         flagged = int((audit["verdict"] == "flagged").sum())
         notice = f"The profile is a stored LLM reply; {flagged} of its claims were left out. "
         if result.failed:
-            notice += f"No LLM ranking ({answer.kind}): the retriever's order is kept."
+            notice += f"No LLM ranking ({answer.why or result.why}): the retriever's order is kept."
             return Person(user, rated, liked, text, None, {}, notice)
         notice += f"The ranking too; repairs to it: {result.repairs.total}."
         reasons = {shown[position]: why for position, why in result.reasons.items()}
