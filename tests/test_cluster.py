@@ -101,6 +101,7 @@ def check_same(found: dict, wanted: dict, home: Path, name: str) -> None:
     pd.testing.assert_frame_equal(lists, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_numbers_of_one_machine(cluster, one_machine, home):
     python = home / "python"
     python.write_text(f'#!/bin/sh\nCOURSE_MARK=reached exec "{sys.executable}" "$@"\n')
@@ -146,6 +147,7 @@ def test_more_memory_than_any_worker_has_is_one_sentence(cluster, home):
     assert said.startswith("The Spark master gave no executor within 2 s: start a worker")
 
 
+@pytest.mark.slow
 def test_spark_connect_gives_the_numbers_of_one_machine(ready, one_machine, home, tmp_path_factory):
     pytest.importorskip("grpc", reason="needs the scale extra: pip install -e '.[scale]'")
     with clusters.connect_server("local[2]", folder=tmp_path_factory.mktemp("connect")) as address:
@@ -157,6 +159,7 @@ def test_spark_connect_gives_the_numbers_of_one_machine(ready, one_machine, home
     assert "The Spark Connect server keeps its own spark.sql.warehouse.dir: numbers" in warned
 
 
+@pytest.mark.slow
 def test_the_job_finishes_when_a_worker_is_killed_half_way(cluster, one_machine, home):
     log = home / "data" / "cache" / "spark.log"
     known = log.stat().st_size
