@@ -25,8 +25,10 @@ MEASURED: list[rows.Row] = []
 class Versus:
     """Measures ours and its baseline by turns and keeps the row."""
 
-    def __init__(self, benchmark, reporter) -> None:
-        self._benchmark, self._reporter = benchmark, reporter
+    def __init__(self, benchmark, plugins) -> None:
+        self._benchmark = benchmark
+        self._reporter = plugins.get_plugin("terminalreporter")
+        self._capture = plugins.get_plugin("capturemanager")
 
     def __call__(
         self,
@@ -63,13 +65,14 @@ class Versus:
 
     def note(self, text: str) -> None:
         """Print a line at once."""
-        self._reporter.ensure_newline()
-        self._reporter.write_line(text)
+        with self._capture.global_and_fixture_disabled():
+            self._reporter.ensure_newline()
+            self._reporter.write_line(text)
 
 
 @pytest.fixture
 def versus(benchmark, request):
-    return Versus(benchmark, request.config.pluginmanager.get_plugin("terminalreporter"))
+    return Versus(benchmark, request.config.pluginmanager)
 
 
 @pytest.fixture(scope="module")
