@@ -18,6 +18,8 @@ from time import perf_counter
 import pytest
 import rows
 
+from helpers import data
+
 HERE = Path(__file__).resolve().parent
 MEASURED: list[rows.Row] = []
 
@@ -59,7 +61,9 @@ class Versus:
         row = rows.Row.of(name, ours, baseline)
         self._benchmark.extra_info[name] = row.ratio
         MEASURED.append(row)
-        rows.save([row], Path(os.environ.get("BENCH_CSV") or rows.RESULT))
+        path = Path(os.environ.get("BENCH_CSV") or rows.RESULT)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows.save([row], path)
         self.note(str(row))
         return row
 
@@ -100,9 +104,12 @@ def pytest_terminal_summary(terminalreporter):
     short = [row.name for row in MEASURED if not row.met]
     if short:
         terminalreporter.write_line(f"Short of the target: {'; '.join(short)}.")
-    if not os.environ.get("BENCH_CSV"):  # for trying a bench out
+    elsewhere = os.environ.get("BENCH_CSV")
+    if not elsewhere:
         rows.write_readme()
-        terminalreporter.write_line("Written to data/results/bench.csv and README.md.")
+    terminalreporter.write_line(
+        f"Written to {Path(elsewhere).name if elsewhere else 'data/results/bench.csv, README.md'}."
+    )
 
 
 def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
@@ -110,6 +117,10 @@ def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", "-k", default="", help="which, as an expression of pytest -k")
     options = parser.parse_args(arguments)
+    dataset = data.locate()
+    print(dataset.describe())
+    if not dataset.verified:  # only numbers from the real release go to data/results
+        os.environ.setdefault("BENCH_CSV", str(data.result_path("bench", dataset)))
     command = [str(folder), f"--rootdir={rows.ROOT}", "-c", str(rows.ROOT / "pyproject.toml")]
     command += ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*"]
     command += ["-p", "no:cacheprovider", "-rs", "--no-header"]
