@@ -20,7 +20,7 @@ help:
 	@echo "make test   set up, run every test, notebooks included"
 	@echo "make lab    set up, open JupyterLab"
 	@echo "make bench  time our grid search beside the article's loop, and LRURec if torch is there"
-	@echo "make bench-scale  100 thousand to 32 million ratings; Spark beside implicit (an hour, 16 GB)"
+	@echo "make bench-scale  100 thousand to 32 million ratings; Spark beside implicit (half an hour)"
 	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
 	@echo "make lock   write the three locks anew (needs uv)"
 	@echo "make clean  remove the virtual environment and all caches but your own LLM replies"
@@ -63,7 +63,7 @@ bench: $(READY)
 		$(BIN)/python tests/benchmarks/bench_lru.py; \
 		else echo "The benchmark of LRURec needs PyTorch: pip install -e '.[llamarec]'"; fi
 
-# An hour, 16 GB of memory and 10 GB of disk; notebook 11 reads what it writes.
+# Half an hour, 4 GB of memory and 5 GB of disk; notebook 11 reads what it writes.
 bench-scale: $(READY)
 	@$(BIN)/python tests/benchmarks/bench_scale.py
 	@$(BIN)/python tests/benchmarks/bench_scale.py --rivals
