@@ -24,7 +24,7 @@ help:
 	@echo "make clean-copies  write notebooks without outputs and solutions into live/"
 	@echo "make site   set up, build the site into build/site, which opens from disk"
 	@echo "make bench  time the course beside plain ways; ONLY=bench_grid runs a part"
-	@echo "make bench-scale  100 thousand to 32 million ratings; Spark beside implicit (an hour, 16 GB)"
+	@echo "make bench-scale  100 thousand to 32 million ratings; Spark beside implicit (half an hour)"
 	@echo "make binder run notebooks 01-06 in a JupyterLab within Binder's 2 GB of memory"
 	@echo "make doctor check Python, Java, memory, Spark, data, LLM"
 	@echo "make lock   write the three locks anew (needs uv)"
@@ -83,7 +83,7 @@ bench: $(READY)
 binder: $(READY)
 	@$(BIN)/python tests/benchmarks/binder.py
 
-# An hour, 16 GB of memory and 10 GB of disk; notebook 11 reads what it writes.
+# Half an hour, 4 GB of memory and 5 GB of disk; notebook 11 reads what it writes.
 bench-scale: $(READY)
 	@$(BIN)/python tests/benchmarks/bench_scale.py
 	@$(BIN)/python tests/benchmarks/bench_scale.py --rivals
