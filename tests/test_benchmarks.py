@@ -123,3 +123,31 @@ def test_a_part_that_did_not_run_keeps_its_row(tmp_path):
 
 def test_plain_pytest_collects_no_bench():
     assert not list(FOLDER.glob("test_*.py")) and not list(FOLDER.glob("conftest.py"))
+
+
+def test_seconds_are_summed_by_section_and_shown_in_the_guide(tmp_path, monkeypatch):
+    import notebook_run
+    from nbformat.v4 import new_code_cell, new_markdown_cell
+
+    cells = [
+        new_code_cell("set-up"), new_markdown_cell("text\n\n## 1 One\n\ntext"), new_code_cell("a"),
+        new_code_cell("b"), new_markdown_cell("## 2 Two"), new_markdown_cell("## 3 Three"),
+        new_code_cell("c"), new_markdown_cell("## Exercises"), new_code_cell("d"),
+    ]  # fmt: skip
+    seconds = notebook_run.by_section(cells, [5.0, 6.0, 8.5, 8.75, 20.0])
+    assert seconds == {"1 One": 3.5, "2 Two": 0.0, "3 Three": 0.25}
+    monkeypatch.setenv("BENCH_CSV", str(tmp_path / "bench.csv"))
+    rows.save_sections("02_b", {"1 One": 9})
+    rows.save_sections("01_a", seconds)
+    kept = rows.save_sections("02_b", {"1 One": 4})
+    assert kept.notebook.tolist() == ["01_a"] * 3 + ["02_b"] and kept.seconds.tolist()[-1] == 4
+    monkeypatch.setattr(rows, "SECTIONS", tmp_path / "section_times.csv")
+    guide = tmp_path / "teaching.md"
+    lines = [
+        f"| [{name}](../notebooks/01_a.ipynb#{name[0]}) | 7 | ? |"
+        for name in ("1 One", "2 Two", "3 Three")
+    ]
+    guide.write_text("\n".join(lines))
+    rows.write_teaching(guide)
+    shown = [line.split("|")[3].strip() for line in guide.read_text().splitlines()]
+    assert shown == ["4", "< 1", "< 1"]

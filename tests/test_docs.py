@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
+import pandas as pd
 import pytest
 
 from conftest import ROOT
@@ -239,9 +240,14 @@ def test_teaching_follows_the_notebook(path):
         for line in cell.source.splitlines()
         if re.match(r"## \d", line)
     ]
-    rows = re.findall(r"^\| \[(\d.*)\]\([^)]*\) \| (\d+) \|$", chapter(path), re.MULTILINE)
-    assert [name for name, _ in rows] == headings
-    assert f"{sum(int(minutes) for _, minutes in rows)} to teach" in text
+    rows = re.findall(r"^\| \[(\d.*)\]\([^)]*\) \| (\d+) \| (.*) \|$", chapter(path), re.MULTILINE)
+    assert [name for name, _, _ in rows] == headings
+    assert f"{sum(int(minutes) for _, minutes, _ in rows)} to teach" in text
+    times = pd.read_csv(ROOT / "data" / "results" / "section_times.csv")
+    times = times[times.notebook == path.stem].set_index("section").seconds
+    assert [taken for _, _, taken in rows] == [
+        f"{times[name]:.0f}" if times[name] >= 1 else "< 1" for name in headings
+    ]
     for label in ("Say at the figure", "Show (demo-only)", "Goes wrong", "Starts from"):
         assert f"**{label}:**" in text
 

@@ -4,7 +4,8 @@ Start-up is the time until the data are ready (through the first cell that finds
 bare kernel that imports the same libraries, starts a Spark with its own settings if the notebook
 has started one by then, and reads the same two files. Run All stands beside the minutes that the
 README promises, memory (kernel and JVM, see ``peak_memory``) beside the 2 GB of Binder; notebooks
-with PyTorch cannot run there and get 3 GB.
+with PyTorch cannot run there and get 3 GB. The seconds of each section go to
+``section_times.csv`` and from there to ``docs/teaching.md``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from peak_memory import PeakMemory
-from rows import ROOT, notebooks
+from rows import ROOT, notebooks, save_sections
 
 from helpers.data import locate
 
@@ -70,6 +71,7 @@ def bench_notebook(name, versus, benchmark, tmp_path):
     home = home_in(tmp_path)
     bare, _ = run(path, locate().path, home=home)
     times, peak = benchmark.pedantic(run, args=(path,), kwargs={"home": home})
+    save_sections(name, times["sections"])
     versus.add(f"{name}: start-up", times["ready"], bare["ready"])
     versus.add(f"{name}: Run All", times["all"], PROMISED[name])
     versus.add(f"{name}: peak memory", peak, WITH_TORCH_MB if with_torch else BINDER_MB)

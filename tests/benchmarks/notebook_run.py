@@ -6,6 +6,7 @@ A program of its own, so that its descendants are the kernel and the JVM and not
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +26,21 @@ for path in ({ratings!r}, {movies!r}):
 def opening(cells: list) -> int:
     """Return how many code cells there are through the first that finds the data."""
     return 1 + next(i for i, cell in enumerate(cells) if "data.locate(" in cell.source)
+
+
+def by_section(cells: list, times: list[float]) -> dict[str, float]:
+    """Return the seconds of each numbered section; ``times`` are the ends of the code cells."""
+    now, last, seconds, ends = "", 0.0, {}, iter(times)
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            for heading in re.findall(r"^## (.+)", cell.source, re.MULTILINE):
+                now = heading
+                seconds.setdefault(now, 0.0)
+        else:
+            end = next(ends)
+            seconds[now] = seconds.get(now, 0.0) + end - last
+            last = end
+    return {name: value for name, value in seconds.items() if name[:1].isdigit()}
 
 
 def bare(notebook, folder: Path):
@@ -53,7 +69,8 @@ def main(path: Path, data: str | None) -> None:
     times = [end - start for end in ends]
     assert len(times) == len(cells)
     ready = times[-1] if data else times[opening(cells) - 1]
-    print(json.dumps({"ready": ready, "all": times[-1]}))
+    sections = {} if data else by_section(notebook.cells, times)
+    print(json.dumps({"ready": ready, "all": times[-1], "sections": sections}))
 
 
 if __name__ == "__main__":

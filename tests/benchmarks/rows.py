@@ -2,11 +2,12 @@
 
 A ratio says how much less ours takes than the baseline, in seconds, tokens or megabytes; both
 numbers of a row are measured in one run. ``python tests/benchmarks/rows.py`` writes the README's
-table from ``data/results/bench.csv``.
+table from ``data/results/bench.csv``, and the teaching guide's seconds per section.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -20,6 +21,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "data" / "results" / "bench.csv"
+SECTIONS = RESULT.with_name("section_times.csv")
+TEACHING = ROOT / "docs" / "teaching.md"
 MARK = "<!--BENCH-->"
 
 TARGETS = {
@@ -115,6 +118,46 @@ def save(rows: Iterable[Row], path: Path = RESULT) -> pd.DataFrame:
     return table
 
 
+def sections_path() -> Path:
+    """Return where the seconds of sections belong: beside the rows that are being measured."""
+    elsewhere = os.environ.get("BENCH_CSV")
+    return Path(elsewhere).with_name(SECTIONS.name) if elsewhere else SECTIONS
+
+
+def save_sections(notebook: str, seconds: dict[str, float]) -> pd.DataFrame:
+    """Keep the seconds of a notebook's sections in place of what was there for it."""
+    fresh = pd.DataFrame({"notebook": notebook, "section": list(seconds)})
+    fresh["seconds"] = [round(value, 1) for value in seconds.values()]
+    fresh = fresh.assign(machine=machine(), date=date.today().isoformat())
+    path = sections_path()
+    if path.exists():
+        old = pd.read_csv(path)
+        fresh = pd.concat([old.loc[old["notebook"] != notebook], fresh])
+    fresh = fresh.sort_values("notebook", kind="stable", ignore_index=True)
+    fresh.to_csv(path, index=False, lineterminator="\n")
+    return fresh
+
+
+def shown_seconds(seconds: float) -> str:
+    """Return seconds as the teaching guide shows them."""
+    return f"{seconds:.0f}" if seconds >= 1 else "< 1"
+
+
+def write_teaching(path: Path = TEACHING) -> None:
+    """Put the measured seconds of each section into the last column of its row."""
+    times = pd.read_csv(SECTIONS)
+    text = path.read_text(encoding="utf-8")
+    for row in times.itertuples():
+        start = re.escape(f"| [{row.section}](../notebooks/{row.notebook}.ipynb#")
+        text = re.sub(
+            rf"^({start}[^)]*\) \| \d+ \| ).* \|$",
+            lambda found, row=row: f"{found[1]}{shown_seconds(row.seconds)} |",
+            text,
+            flags=re.MULTILINE,
+        )
+    path.write_text(text, encoding="utf-8")
+
+
 def markdown(table: pd.DataFrame) -> str:
     """Return the README's table: a row per comparison, and one per notebook."""
     lines = ["| what, beside what | ours | baseline | ratio | target |", "| --- " * 5 + "|"]
@@ -160,3 +203,4 @@ def write_readme(path: Path = ROOT / "README.md") -> None:
 
 if __name__ == "__main__":
     write_readme()
+    write_teaching()

@@ -107,6 +107,7 @@ def pytest_terminal_summary(terminalreporter):
     elsewhere = os.environ.get("BENCH_CSV")
     if not elsewhere:
         rows.write_readme()
+        rows.write_teaching()
     terminalreporter.write_line(
         f"Written to {Path(elsewhere).name if elsewhere else 'data/results/bench.csv, README.md'}."
     )
