@@ -102,6 +102,7 @@ def group_of(item) -> str:
     return item.path.name + (f"[{which}]" if which in ("real", "sample") else "")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items):
     """For `pytest -n 2`: a group for each file, and the longest groups begin first."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
