@@ -20,7 +20,7 @@ matplotlib.use("agg")
 # Tests never fetch anything; what they download comes from a server of their own.
 os.environ["MOVIELENS_DOWNLOAD"] = "0"
 ROOT = Path(__file__).resolve().parents[1]
-LONG_FIRST = ("test_notebooks.py[real]", "test_notebooks.py[sample]", "test_lab.py")
+LONG_FIRST = ("test_notebooks.py-real", "test_notebooks.py-sample", "test_lab.py")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -99,7 +99,8 @@ def spark():
 def group_of(item) -> str:
     """Tests of one group run in one process, in their order: they share fixtures or results."""
     which = getattr(item, "callspec", None) and item.callspec.params.get("which")
-    return item.path.name + (f"[{which}]" if which in ("real", "sample") else "")
+    # xdist takes a name with a bracket for part of a test's own.
+    return item.path.name + (f"-{which}" if which in ("real", "sample") else "")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
