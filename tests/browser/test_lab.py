@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import subprocess
 import time
+import warnings
 
 import nbformat
 import pytest
@@ -17,6 +18,7 @@ from conftest import ROOT
 from helpers import room
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+SHUT_DOWN = "() => jupyterapp.shell.currentWidget.sessionContext.shutdown()"
 CELLS = """() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
     .filter(cell => cell.cell_type === 'code')
     .map(cell => ({count: cell.execution_count, source: [].concat(cell.source).join(''),
@@ -160,14 +162,8 @@ def check_app(page) -> None:
     settle("weight=0.0, up=[pipeline.ranked(USER_ID, weight=0.0).movieId.iloc[9]]")
 
 
-@pytest.mark.slow
-@pytest.mark.browser
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_run_all_and_every_control(path, lab, page, record_property):
-    if path.name[:2] in {"07", "08", "09"}:
-        pytest.importorskip("torch")
-    memory, start = PeakMemory(lab.process.pid), time.perf_counter()
-    memory.start()
+def visit(path, lab, page) -> int:
+    """Run all cells, move every control, shut the kernel down; return the number of code cells."""
     cells = run_all(page, lab, path)
     wrong = [(cell["source"][:200], cell["errors"]) for cell in cells if cell["errors"]]
     assert not wrong
@@ -196,11 +192,33 @@ def test_run_all_and_every_control(path, lab, page, record_property):
     if apps:
         check_app(page)
     shoot(page, path.stem)
-    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.evaluate(SHUT_DOWN)
+    assert len(cells) > 5
+    return len(cells)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_run_all_and_every_control(path, lab, page, record_property):
+    """A second try tells a fault of the notebook from an accident of a busy machine, and says so.
+
+    The strict run on the real release (``test_notebooks.py``) has no second try.
+    """
+    if path.name[:2] in {"07", "08", "09"}:
+        pytest.importorskip("torch")
+    memory, start = PeakMemory(lab.process.pid), time.perf_counter()
+    memory.start()
+    try:
+        cells = visit(path, lab, page)
+    except Exception as first:
+        shoot(page, f"{path.stem}_first_try")
+        warnings.warn(f"{path.stem} had a second try after: {first}", stacklevel=1)
+        page.evaluate(SHUT_DOWN)
+        cells = visit(path, lab, page)
     memory.stop()
     seconds = time.perf_counter() - start
-    record_property("notebook", (path.stem, "browser", len(cells), seconds, memory.peak_mb))
-    assert len(cells) > 5
+    record_property("notebook", (path.stem, "browser", cells, seconds, memory.peak_mb))
     limit = MEMORY_LIMIT_OF_08_MB if path.stem.startswith("08") else MEMORY_LIMIT_MB
     assert 100 < memory.peak_mb < limit, memory.parts
 
