@@ -91,6 +91,7 @@ def bench_broken(versus):
 """
 
 
+@pytest.mark.alone  # beside other tests (`pytest -n 2`) pytest-benchmark measures nothing
 @pytest.mark.parametrize(
     ("which", "status", "word"), [("slow", 1, "MISSED"), ("fast", 0, "met"), ("broken", 1, None)]
 )
