@@ -20,13 +20,14 @@ from pathlib import Path
 
 from misbehaving_server import completion
 
+from helpers.standin import serve
+
 TEXTS = {
     "prose": "I would rather not choose.",
     "nobody": '{"ranking": ["Z"]}',
     "cut": '{"ranking": ["B", "A"',
 }
 LOG: list[tuple[float, int, int]] = []
-LEVEL = [0, 0]  # requests being answered now, and the most at one time
 
 
 def answer(body: dict, options: dict) -> tuple[int, bytes, dict]:
@@ -53,36 +54,6 @@ def answer(body: dict, options: dict) -> tuple[int, bytes, dict]:
     prompt = options.get("prompt_tokens", 50)
     reply["usage"] = {"prompt_tokens": prompt, "completion_tokens": 30, "total_tokens": prompt + 30}
     return 200, json.dumps(reply).encode(), {}
-
-
-async def connection(reader, writer, options: dict) -> None:
-    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-        while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
-            body = await reader.readexactly(int(length[1])) if length else b""
-            if head.startswith("GET"):
-                told = json.dumps({"log": LOG, "most": LEVEL[1]}).encode()
-                status, data, headers = 200, told, {}
-            else:
-                LEVEL[0] += 1
-                LEVEL[1] = max(LEVEL)
-                status, data, headers = answer(json.loads(body), options)
-                await asyncio.sleep(options["latency"])
-                LEVEL[0] -= 1
-            lines = {"Content-Type": "application/json", "Content-Length": len(data), **headers}
-            text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-            writer.write(f"HTTP/1.1 {status} X\r\n{text}\r\n".encode() + data)
-            await writer.drain()
-    writer.close()
-
-
-async def main(options: dict) -> None:
-    server = await asyncio.start_server(
-        lambda reader, writer: connection(reader, writer, options), "127.0.0.1", 0
-    )
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
 
 
 @dataclass
@@ -117,4 +88,10 @@ def slow_server(latency: float = 0.2, **options):
 
 
 if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1])))
+    options = json.loads(sys.argv[1])
+    serving = serve(
+        lambda body: answer(body, options),
+        lambda most: {"log": LOG, "most": most},
+        options["latency"],
+    )
+    asyncio.run(serving)

@@ -18,13 +18,15 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 MODEL = "stand-in, not an LLM"
 
 _SEEN: dict[str, int] = {}
-_LEVEL = [0, 0, 0]  # requests being answered now, the most at one time, all
+
+Reply = tuple[int, bytes, dict[str, str]]
+"""Status, body and further headers of an answer."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def standin(latency: float = 0.2) -> Iterator[StandIn]:
         process.stdout.close()
 
 
-def _answer(body: dict) -> dict:
+def _answer(body: dict) -> Reply:
     prompt = "\n".join(str(message["content"]) for message in body["messages"])
     _SEEN[prompt] = _SEEN.get(prompt, 0) + 1
     _, _, shown = prompt.rpartition("<candidates>\n")
@@ -79,7 +81,7 @@ def _answer(body: dict) -> dict:
     usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(said) // 4}
     usage["total_tokens"] = sum(usage.values())
     message = {"role": "assistant", "content": said}
-    return {
+    reply = {
         "id": "stand-in",
         "object": "chat.completion",
         "created": 0,
@@ -87,28 +89,44 @@ def _answer(body: dict) -> dict:
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         "usage": usage,
     }
+    return 200, json.dumps(reply).encode(), {}
 
 
-async def _connection(reader, writer, latency: float) -> None:
-    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-        while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
-            body = await reader.readexactly(int(length[1])) if length else b""
-            if head.startswith("GET"):
-                found = {"requests": _LEVEL[2], "prompts": len(_SEEN), "most_at_once": _LEVEL[1]}
-            else:
-                _LEVEL[0] += 1
-                _LEVEL[2] += 1
-                _LEVEL[1] = max(_LEVEL[:2])
-                found = _answer(json.loads(body))
-                await asyncio.sleep(latency)
-                _LEVEL[0] -= 1
-            data = json.dumps(found).encode()
-            lines = f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-            writer.write(f"HTTP/1.1 200 OK\r\n{lines}".encode() + data)
-            await writer.drain()
-    writer.close()
+async def serve(
+    answer: Callable[[dict], Reply], told: Callable[[int], dict], latency: float
+) -> None:
+    """Serve on a free port of this machine and print it: the wire part of a server for tests.
+
+    Args:
+        answer: from the JSON body of a POST to its reply, which is sent ``latency`` seconds later.
+        told: from the most requests at one time so far to what a GET is answered with.
+        latency: seconds.
+    """
+    level = [0, 0]  # requests being answered now, and the most at one time
+
+    async def connection(reader, writer) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
+                body = await reader.readexactly(int(length[1])) if length else b""
+                if head.startswith("GET"):
+                    status, data, headers = 200, json.dumps(told(level[1])).encode(), {}
+                else:
+                    level[0] += 1
+                    level[1] = max(level)
+                    status, data, headers = answer(json.loads(body))
+                    await asyncio.sleep(latency)
+                    level[0] -= 1
+                lines = {"Content-Type": "application/json", "Content-Length": len(data), **headers}
+                text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+                writer.write(f"HTTP/1.1 {status} X\r\n{text}\r\n".encode() + data)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(connection, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
 
 
 def _end_with_parent() -> None:
@@ -116,14 +134,10 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-async def _main(latency: float) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    server = await asyncio.start_server(
-        lambda reader, writer: _connection(reader, writer, latency), "127.0.0.1", 0
-    )
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+def _told(most: int) -> dict:
+    return {"requests": sum(_SEEN.values()), "prompts": len(_SEEN), "most_at_once": most}
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(float(sys.argv[1])))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    asyncio.run(serve(_answer, _told, float(sys.argv[1])))
