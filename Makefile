@@ -58,7 +58,7 @@ run: $(READY)
 
 test: $(EXTRA) $(TOOLS)
 	@# Two at a time, then by themselves the ones that time something.
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not alone"
+	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not alone"
 	@$(BIN)/python -m pytest -m alone
 
 lab: $(READY)

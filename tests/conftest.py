@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -96,21 +97,36 @@ def spark():
     session.stop()
 
 
-def group_of(item) -> str:
-    """Tests of one group run in one process, in their order: they share fixtures or results."""
-    which = getattr(item, "callspec", None) and item.callspec.params.get("which")
-    # xdist takes a name with a bracket for part of a test's own.
-    return item.path.name + (f"-{which}" if which in ("real", "sample") else "")
+def group_of(test: str) -> str:
+    """Return the group of a test's id: the tests of one run in one process, in their order.
+
+    They share fixtures, or what one of them saved.
+    """
+    file, _, name = test.partition("::")
+    which = re.search(r"\[(real|sample)-", name)
+    return Path(file).name + (f"-{which[1]}" if which else "")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
+@pytest.hookimpl(optionalhook=True)  # a plain run does without pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """For `pytest -n 2`: groups of our own, since no mark makes them.
+
+    ``--dist loadgroup`` goes by marks, but pytest-xdist 3.8 does not see them with pytest 9.2
+    (pytest-xdist's issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """For `pytest -n 2`: a group for each file, and the longest groups begin first."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    items.sort(key=lambda item: group_of(item) not in LONG_FIRST)
+    """For `pytest -n 2`: the longest groups begin first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: group_of(item.nodeid) not in LONG_FIRST)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -5,8 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from pathlib import Path
 
 import psutil
+
+
+def borrows(child: psutil.Process) -> bool:
+    """Whether Java has forked this process, but it is not yet the program it will become.
+
+    Until then it has Java's command line; its own name is that of the thread that forked it.
+    """
+    command = child.cmdline()
+    return bool(command) and Path(command[0]).stem == "java" and command == child.parent().cmdline()
 
 
 class PeakMemory(threading.Thread):
@@ -43,7 +53,7 @@ class PeakMemory(threading.Thread):
                 for child in family:
                     try:
                         name = child.name()
-                        if name == "java" and child.cmdline() == child.parent().cmdline():
+                        if borrows(child):
                             continue
                         memory = child.memory_full_info()
                         parts.append((name, getattr(memory, "pss", memory.rss) / 2**20))

@@ -29,7 +29,6 @@ from helpers.spark import JavaError, SparkStartError, check_java, get_spark
 
 CLIENT = ROOT / "tests" / "cluster_client.py"
 LIMIT_S = 280
-pytestmark = pytest.mark.xdist_group("cluster")
 
 
 @pytest.fixture(scope="module")
