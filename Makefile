@@ -58,8 +58,8 @@ run: $(READY)
 
 test: $(EXTRA) $(TOOLS)
 	@# Two at a time, then by themselves the ones that time something.
-	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not alone"
-	@$(BIN)/python -m pytest -m alone
+	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not alone"; first=$$?; \
+	 $(BIN)/python -m pytest -m alone && exit $$first
 
 lab: $(READY)
 	@$(BIN)/python -m helpers.cli lab

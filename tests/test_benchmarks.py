@@ -23,9 +23,7 @@ def table() -> pd.DataFrame:
 
 
 def test_every_bench_and_every_notebook_has_its_row(table):
-    assert table["name"].tolist() == [
-        name for name in rows.expected() if name in set(table["name"])
-    ]
+    assert table["name"].tolist() == rows.expected() and len(table) > 30
 
 
 def test_every_row_meets_its_target_and_says_where_and_when(table):

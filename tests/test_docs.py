@@ -246,7 +246,7 @@ def test_teaching_follows_the_notebook(path):
     times = pd.read_csv(ROOT / "data" / "results" / "section_times.csv")
     times = times[times.notebook == path.stem].set_index("section").seconds
     taken = {name: f"{value:.0f}" if value >= 1 else "< 1" for name, value in times.items()}
-    assert [shown for _, _, shown in rows] == [taken.get(name, "?") for name in headings]
+    assert [shown for _, _, shown in rows] == [taken[name] for name in headings]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
