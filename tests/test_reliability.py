@@ -204,6 +204,35 @@ def test_a_read_only_folder_is_one_sentence_wherever_it_is_met(closed_home, spar
             attempt()
 
 
+CLOSING = """
+import dataclasses, gc, psutil
+from helpers import als
+from helpers.settings import Settings
+from helpers.spark import close_spark, get_spark
+javas = lambda: sum("java" in one.name() for one in psutil.Process().children(recursive=True))
+for megabytes in (600, 800):
+    settings = dataclasses.replace(Settings.from_env(), spark_driver_memory=f"{megabytes}m")
+    session = get_spark(settings)
+    pairs = [(user, movie, 3.0) for user in range(9) for movie in range(9)]
+    rows = session.createDataFrame(pairs, "userId int, movieId int, rating float")
+    model = als.make_als(2, 0.1, max_iter=1).fit(rows)  # the second lets go of the first
+    gc.collect()
+    heap = session._jvm.java.lang.Runtime.getRuntime().maxMemory() / 2**20
+    print(model.userFactors.count(), javas(), abs(heap - megabytes) < 60)
+    close_spark(session)
+    print(javas())
+"""
+
+
+def test_closing_spark_ends_its_jvm_and_a_new_session_has_one_of_its_own():
+    """So the memory of a notebook's JVM is free while its kernel stays open."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSING], env=course_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not done.stderr.strip(), done.stderr
+    assert done.stdout.split("\n") == ["9 1 True", "0", "9 1 True", "0", ""]
+
+
 def course_environment(home: Path = ROOT, **more: str) -> dict[str, str]:
     return {
         **os.environ, "PYTHONPATH": str(ROOT / "src"), "HELPERS_HOME": str(home),

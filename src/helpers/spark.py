@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyspark
 from pyspark.sql import SparkSession
 
 from helpers.faults import storing
@@ -153,6 +154,36 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
     if settings.spark_master.startswith("spark://"):
         _await_executor(session)
     return session
+
+
+CLOSE_S = 20.0
+"""Seconds that a JVM gets to end by itself."""
+
+
+def close_spark(session: SparkSession) -> None:
+    """Stop the session and end the JVM that this process started for it.
+
+    ``session.stop()`` alone keeps the JVM, with all the memory it has taken, for a next session.
+    A session of Spark Connect has no JVM here: it is stopped. The next :func:`get_spark` starts a
+    new JVM, with the memory of its own settings.
+    """
+    session.stop()
+    context = getattr(pyspark, "SparkContext", None)  # a client of Spark Connect may lack it
+    gateway = getattr(context, "_gateway", None)
+    process = getattr(gateway, "proc", None)
+    if process is None:
+        return
+    gateway.shutdown()
+    context._gateway = context._jvm = None
+    if platform.system() == "Windows":  # the process is a script there, and the JVM its child
+        command = ["taskkill", "/f", "/t", "/pid", str(process.pid)]
+        subprocess.run(command, capture_output=True, check=False)
+    process.stdin.close()  # at the end of its input the JVM ends
+    try:
+        process.wait(CLOSE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 REACH_S = 10.0
