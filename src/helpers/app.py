@@ -25,7 +25,7 @@ from pyspark.sql import SparkSession
 
 from helpers import als, candidates, data, llm, prompts, ranking, replies
 from helpers.settings import Settings
-from helpers.spark import get_spark
+from helpers.spark import close_spark, get_spark
 
 TOP_K, SEED = 10, 0  # as in notebook 05: only then is a stored reply the answer
 THUMB_STARS = 5.0
@@ -84,7 +84,7 @@ def fold_in(
 def load_retriever(dataset: data.Dataset, settings: Settings) -> Retriever:
     """Return the retriever of notebook 05 for this data, from a file of the app's own if it is new.
 
-    The first time Spark loads or fits the model and is stopped again; after that the app needs
+    The first time Spark loads or fits the model and is closed again; after that the app needs
     neither Spark nor Java.
 
     Raises:
@@ -112,7 +112,7 @@ def load_retriever(dataset: data.Dataset, settings: Settings) -> Retriever:
         factors, rows = als.factors(model), train.toPandas()[["userId", "movieId", "rating"]]
     finally:
         if not running:
-            session.stop()
+            close_spark(session)
     with data.replacing(path) as fresh, fresh.open("wb") as file:
         columns = {name: getattr(factors, name) for name in CACHE_COLUMNS}
         np.savez(file, mark=mark, train=rows.to_numpy(), **columns)
