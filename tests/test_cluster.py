@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -278,12 +279,20 @@ def test_impossible_workers_are_refused():
 def test_the_command_prints_what_to_set_and_stops_at_ctrl_c(ready, tmp_path):
     command = [sys.executable, "-m", "helpers.cluster", "--workers", "0"]
     env = os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+    # A run in the background ignores Ctrl-C, and its children inherit that.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=heard
+    )
+    try:
         line = process.stdout.readline()
         host, port = re.fullmatch(r"export SPARK_MASTER=spark://(.+):(\d+)\n", line).groups()
         socket.create_connection((host, int(port)), 5).close()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), 5)
     assert list(tmp_path.glob("helpers-cluster-*")) == []
