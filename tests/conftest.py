@@ -100,11 +100,12 @@ def spark():
 def group_of(test: str) -> str:
     """Return the group of a test's id: the tests of one run in one process, in their order.
 
-    They share fixtures, or what one of them saved.
+    They share fixtures, or what one of them saved. Of the notebooks 01 to 05 do, so that each
+    later one is a group by itself.
     """
     file, _, name = test.partition("::")
-    which = re.search(r"\[(real|sample)-", name)
-    return Path(file).name + (f"-{which[1]}" if which else "")
+    which = re.search(r"\[(real|sample)(?=-)(-(?:0[6-9]|[1-9]\d)_)?", name)
+    return Path(file).name + (f"-{which[1]}{(which[2] or '').rstrip('_')}" if which else "")
 
 
 @pytest.hookimpl(optionalhook=True)  # a plain run does without pytest-xdist
@@ -123,8 +124,18 @@ def pytest_xdist_make_scheduler(config, log):
     return ByGroup(config, log)
 
 
+def needs_release(item: pytest.Item) -> bool:
+    """Whether a test skips without ml-latest-small, so that CI can run it apart from the rest."""
+    callspec = getattr(item, "callspec", None)
+    return "real" in item.fixturenames or "real" in (callspec.params.values() if callspec else ())
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """For `pytest -n 2`: the longest groups begin first."""
+    """Mark what needs the release; for `pytest -n 2` the longest groups begin first."""
+    for item in items:
+        if needs_release(item):
+            item.add_marker("release")
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: group_of(item.nodeid) not in LONG_FIRST)
 

@@ -35,6 +35,7 @@ def test_one(name):
     [
         ("tests/test_als.py::test_one[real-x]", "test_als.py-real"),
         ("tests/test_notebooks.py::test_notebook[sample-05_llm]", "test_notebooks.py-sample"),
+        ("tests/test_notebooks.py::test_notebook[real-06_does_it]", "test_notebooks.py-real-06"),
         ("tests/browser/test_lab.py::test_run_all[05_llm_ranking]", "test_lab.py"),
         ("tests/test_als.py::test_real", "test_als.py"),
     ],

@@ -339,7 +339,7 @@ def test_postbuild_prepares_a_clean_folder(clone, machine, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Not warmed up" not in done.stdout, done.stdout + done.stderr
-    assert dataset.name in done.stdout.replace("SIMULATED sample", "sample")
+    assert dataset.describe() in done.stdout
     assert done.stdout.count("Fitted the model") == 2 and "Notebook 05 can start." in done.stdout
     (path,) = home.glob("notebooks/05_*.ipynb")
     cells = [

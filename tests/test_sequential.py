@@ -63,11 +63,8 @@ def test_random_ties_move_only_rows_of_equal_time():
     pd.testing.assert_frame_equal(again, drawn[0])  # the order of the file does not matter
 
 
-def test_the_real_release_has_the_published_size():
-    dataset = data.locate()
-    if not dataset.verified:
-        pytest.skip("needs the real ml-latest-small (MOVIELENS_DIR)")
-    rows = data.core(data.load_pandas(dataset, "ratings"))
+def test_the_real_release_has_the_published_size(real):
+    rows = data.core(data.load_pandas(real, "ratings"))
     assert (rows.userId.nunique(), rows.movieId.nunique(), len(rows)) == (610, 3650, 90_274)
     parts = data.leave_one_out(rows)
     assert len(parts.test) == len(parts.validation) == 610 and len(parts.train) == 90_274 - 1220
