@@ -55,7 +55,7 @@ $(TOOLS): $(READY) requirements-tools.lock
 	@touch $(TOOLS)
 
 run: $(READY)
-	@$(BIN)/python -m helpers.cli run
+	@$(BIN)/python tools/course.py run
 
 test: $(EXTRA) $(TOOLS)
 	@# Two at a time, then by themselves the ones that time something.
@@ -67,31 +67,31 @@ test-release: $(EXTRA) $(TOOLS)
 	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m release
 
 lab: $(READY)
-	@$(BIN)/python -m helpers.cli lab
+	@$(BIN)/python tools/course.py lab
 
 app: $(TOOLS)
-	@$(BIN)/python -m helpers.cli app
+	@$(BIN)/python tools/course.py app
 
 slides: $(READY)
-	@$(BIN)/python -m helpers.cli slides
+	@$(BIN)/python tools/course.py slides
 
 clean-copies: $(READY)
-	@$(BIN)/python -m helpers.cli copies
+	@$(BIN)/python tools/course.py copies
 
 site: $(READY) $(TOOLS)
-	@$(BIN)/python docs/site/build.py
+	@$(BIN)/python tools/site/build.py
 
 # With ONLY=bench_grid a part; rows that need PyTorch are skipped where it is missing.
 bench: $(READY)
-	@$(BIN)/python tests/benchmarks/run.py --only "$(ONLY)"
+	@$(BIN)/python tools/benchmarks/run.py --only "$(ONLY)"
 
 binder: $(READY)
-	@$(BIN)/python tests/benchmarks/binder.py
+	@$(BIN)/python tools/benchmarks/binder.py
 
 # Half an hour, 4 GB of memory and 5 GB of disk; notebook 11 reads what it writes.
 bench-scale: $(READY)
-	@$(BIN)/python tests/benchmarks/bench_scale.py
-	@$(BIN)/python tests/benchmarks/bench_scale.py --rivals
+	@$(BIN)/python tools/benchmarks/bench_scale.py
+	@$(BIN)/python tools/benchmarks/bench_scale.py --rivals
 
 doctor: $(READY)
 	@$(BIN)/python -m helpers.doctor

@@ -9,11 +9,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import course
 import matplotlib
 import pytest
 from browsers import browser, lab, page  # noqa: F401  (fixtures)
 
-from helpers import cli
 from helpers.data import Dataset, locate, result_path
 from helpers.settings import Settings
 
@@ -73,8 +73,8 @@ def sample_results(sample, settings) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.delenv("MOVIELENS_DIR", raising=False)
                 patch.setenv("HELPERS_HOME", str(ROOT))
-                for path in cli.notebooks(settings)[1:3]:
-                    cli.execute(path, progress=False)
+                for path in course.notebooks(settings)[1:3]:
+                    course.execute(path, progress=False)
         finally:
             turn.rmdir()
 

@@ -12,7 +12,6 @@ import csv
 import errno
 import hashlib
 import http.client
-import itertools
 import os
 import re
 import shutil
@@ -31,7 +30,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812
 from pyspark.sql.types import (
     FloatType,
     IntegerType,
@@ -41,7 +39,6 @@ from pyspark.sql.types import (
     StructType,
 )
 
-from helpers import parquet
 from helpers.faults import storing
 from helpers.settings import Settings
 
@@ -531,32 +528,6 @@ def _read(spark: SparkSession, dataset: Dataset, table: str) -> DataFrame:
     )
 
 
-def save_parquet(
-    tables: Tables, folder: Path | str, *, buckets: int = parquet.BUCKETS
-) -> parquet.Version:
-    """Write the four tables as Parquet: ratings and tags by user bucket, the others in one file.
-
-    ``folder`` is a local path or an address of a shared file system (``s3://...``); a cluster's
-    machines must all see it. See :mod:`helpers.parquet` for the layout and for what happens when a
-    write is cut short.
-    """
-    return parquet.save({name: getattr(tables, name) for name in TABLES}, folder, buckets=buckets)
-
-
-def load_parquet(
-    spark: SparkSession, folder: Path | str, users: Iterable[int] | None = None
-) -> Tables:
-    """Return what :func:`save_parquet` wrote, as :func:`load` returns CSV files.
-
-    ``users`` narrows ratings and tags to these users; the files of other buckets stay closed.
-
-    Raises:
-        parquet.ParquetError: the folder holds no finished write.
-    """
-    people = {"ratings": users, "tags": users}
-    return Tables(*(parquet.load(spark, folder, name, people.get(name)) for name in TABLES))
-
-
 def load_pandas(dataset: Dataset, table: str) -> pd.DataFrame:
     """Return one of ``ratings``, ``movies``, ``links``, ``tags`` as a pandas data frame.
 
@@ -600,100 +571,7 @@ def split(
     return tuple(ordered.randomSplit(list(weights), seed=seed))
 
 
-def split_by_hash(
-    ratings: DataFrame, weights: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0
-) -> tuple[DataFrame, ...]:
-    """Split ratings into one table per weight by a hash of (userId, movieId) and ``seed``.
-
-    A row's part depends on that row alone: no sorting, no partition that all rows pass through, and
-    the same split however the table is stored. This is the split for ratings by the million;
-    :func:`split` is the one behind the saved outputs. Keeps the columns and the partitions. The
-    hash is Spark's ``xxhash64``; shares come out within chance of ``weights``.
-
-    Raises:
-        ValueError: there is no weight, or one is not above 0.
-    """
-    if not weights or min(weights) <= 0:
-        raise ValueError(f"weights are {tuple(weights)}; give at least one, all above 0.")
-    ids = (F.col(name).cast("long") for name in ("userId", "movieId"))
-    draw = F.pmod(F.xxhash64(F.lit(seed).cast("long"), *ids), F.lit(_DRAWS))
-    edges = [round(_DRAWS * edge / sum(weights)) for edge in np.cumsum([0, *weights])]
-    edges[-1] = _DRAWS
-    return tuple(
-        ratings.where((draw >= low) & (draw < high)) for low, high in itertools.pairwise(edges)
-    )
-
-
-_DRAWS = 1_000_000_007
-"""A prime, so that no pattern of the hash's low bits shows."""
-
-
 # --- the leave-one-out protocol ------------------------------------------------------------------
-
-
-def core(ratings: pd.DataFrame, k: int = 5) -> pd.DataFrame:
-    """Return the k-core: drop users and movies with fewer than ``k`` ratings until none is left.
-
-    On ml-latest-small the 5-core has 610 users, 3,650 movies and 90,274 ratings: the users, items
-    and mean length (147.99) that LlamaRec (Yue et al. 2023, table 2) prints for "ML-100k".
-
-    Raises:
-        DataError: nothing is left.
-    """
-    rows = ratings
-    while True:
-        users = rows.groupby("userId")["movieId"].transform("size")
-        rows = rows.loc[users >= k]
-        movies = rows.groupby("movieId")["userId"].transform("size")
-        kept = rows.loc[movies >= k]
-        if kept.empty:
-            raise DataError(f"No user and movie have {k} ratings each; choose a smaller k.")
-        if len(kept) == len(rows):
-            return kept.reset_index(drop=True)
-        rows = kept
-
-
-@dataclass(frozen=True)
-class LeaveOneOut:
-    """Ratings in order of time, with each user's last two set apart.
-
-    ``train``, ``validation`` and ``test`` share no row; the last two hold one row per user.
-    ``known`` is train and validation together in order: what is known when the test item is asked
-    for.
-    """
-
-    train: pd.DataFrame
-    validation: pd.DataFrame
-    test: pd.DataFrame
-    known: pd.DataFrame
-
-
-def leave_one_out(ratings: pd.DataFrame, ties: str = "movieId", seed: int = 0) -> LeaveOneOut:
-    """Set each user's last rating apart for test and the last but one for validation.
-
-    Order is by timestamp. Equal timestamps are ordered by movieId, as published code that sorts a
-    sorted file does, or at random with ``ties="random"``. A user with fewer than three ratings has
-    no test row (there would be no validation row or no history) and stays in ``train``.
-
-    Raises:
-        ValueError: ``ties`` is neither ``movieId`` nor ``random``.
-        DataError: no user has three ratings.
-    """
-    if ties not in ("movieId", "random"):
-        raise ValueError(f"ties is {ties!r}; choose 'movieId' or 'random'.")
-    rows = ratings.sort_values(["userId", "timestamp", "movieId"])
-    if ties == "random":
-        draw = np.random.default_rng(seed).random(len(rows))
-        order = np.lexsort((draw, rows["timestamp"], rows["userId"]))
-        rows = rows.iloc[order]
-    rows = rows.reset_index(drop=True)
-    later = rows.groupby("userId").cumcount(ascending=False)
-    enough = rows.groupby("userId")["movieId"].transform("size") >= 3
-    if not enough.any():
-        raise DataError("No user has three ratings, one each for training, validation and test.")
-    test, validation = enough & (later == 0), enough & (later == 1)
-    parts = (rows.loc[~test & ~validation], rows.loc[validation], rows.loc[test], rows.loc[~test])
-    return LeaveOneOut(*(part.reset_index(drop=True) for part in parts))
 
 
 # --- results ------------------------------------------------------------------------------------

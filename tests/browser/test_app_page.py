@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import room
 from browsers import offline_environment, serving, shoot
 
-from helpers import app, data, room
+from helpers import data
+from research import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 ROWS = ".course-app .widget-hbox:has(> button):has(> .widget-html) .widget-html-content"

@@ -10,12 +10,12 @@ import warnings
 
 import nbformat
 import pytest
+import room
 from browsers import shoot
 from peak_memory import PeakMemory
 from test_notebooks import CELL_TIMEOUT_S, MEMORY_LIMIT_MB, MEMORY_LIMIT_OF_08_MB
 
 from conftest import ROOT
-from helpers import room
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SHUT_DOWN = "() => jupyterapp.shell.currentWidget.sessionContext.shutdown()"

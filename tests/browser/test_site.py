@@ -18,7 +18,7 @@ from browsers import ROOT, shoot
 pytest.importorskip("sphinx_book_theme", reason="needs the tools extra: pip install -e '.[tools]'")
 bs4 = pytest.importorskip("bs4", reason="needs the tools extra: pip install -e '.[tools]'")
 
-SITE = ROOT / "docs" / "site"
+SITE = ROOT / "tools" / "site"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import slides
 from browsers import shoot
 
 from conftest import ROOT
-from helpers import slides
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 NOTEBOOKS = [

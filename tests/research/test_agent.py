@@ -1,0 +1,135 @@
+"""The agent loop: whatever the LLM calls, it ends, and says how."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from openai.types.chat import ChatCompletion
+
+from helpers import llm
+from research import agent
+
+TOOLS = [agent.tool("look", "Look.", what={"type": "string"}), agent.tool(agent.FINAL, "End.")]
+
+
+def reply(content=None, *calls):
+    message = {"role": "assistant", "content": content}
+    if calls:
+        message["tool_calls"] = [
+            {"id": f"c{i}", "type": "function", "function": {"name": name, "arguments": given}}
+            for i, (name, given) in enumerate(calls)
+        ]
+    body = {
+        "id": "x", "object": "chat.completion", "created": 0, "model": "m",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+    }  # fmt: skip
+    return llm.Outcome(content, "ok", "", ChatCompletion.model_validate(body))
+
+
+@pytest.fixture
+def play(monkeypatch):
+    """Run the loop against replies given beforehand; returns the trace and what was sent."""
+
+    def run(*replies, functions=None, **options):
+        sent, left = [], list(replies)
+
+        def ask(client, messages, **given):
+            sent.append(list(messages))
+            return left.pop(0)
+
+        monkeypatch.setattr(llm, "ask", ask)
+        functions = functions or {"look": lambda what: f"seen {what}"}
+        trace = agent.run(
+            SimpleNamespace(), [{"role": "user", "content": "go"}], TOOLS, functions, **options
+        )
+        return trace, sent
+
+    return run
+
+
+def final(ids):
+    return (agent.FINAL, json.dumps({"movie_ids": ids}))
+
+
+def test_results_go_back_and_the_final_call_ends_the_run(play):
+    trace, sent = play(
+        reply("plan", ("look", '{"what": "a"}'), ("look", '{"what": "b"}')),
+        reply(None, final([3, 1, 3])),
+    )
+    assert trace.ended == "recommended" and trace.movie_ids == [3, 1]
+    assert trace.calls == ["look", "look", "recommend"] and trace.faults == 0
+    results = [m for m in sent[1] if m["role"] == "tool"]
+    assert [(m["tool_call_id"], m["content"]) for m in results] == [
+        ("c0", "seen a"),
+        ("c1", "seen b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("fly", "{}"),
+        ("look", "not json"),
+        ("look", "[1]"),
+        ("look", '{"other": 1}'),
+        ("look", "{}"),
+        (agent.FINAL, "{}"),
+        (agent.FINAL, '{"movie_ids": []}'),
+        (agent.FINAL, '{"movie_ids": "12"}'),
+    ],
+)
+def test_a_call_that_cannot_be_run_is_answered_and_may_be_mended(play, call):
+    trace, sent = play(reply(None, call), reply(None, final([5])))
+    assert trace.faults == 1 and trace.movie_ids == [5]
+    assert sent[1][-1]["content"].startswith("Error: ")
+
+
+def test_a_tool_that_fails_does_not_stop_the_run(play):
+    def broken(what):
+        raise LookupError("no such movie")
+
+    trace, sent = play(
+        reply(None, ("look", '{"what": "x"}')), reply(None, final([1])), functions={"look": broken}
+    )
+    assert trace.ended == "recommended" and "no such movie" in sent[1][-1]["content"]
+
+
+@pytest.mark.parametrize("given", ['{"what": 1e999}', '{"what": null}', '{"what": [1]}'])
+def test_a_value_that_a_tool_cannot_use_is_answered(play, given):
+    trace, sent = play(
+        reply(None, ("look", given)),
+        reply(None, final([1])),
+        functions={"look": lambda what: "x" * int(what.strip() if what is None else what)},
+    )
+    assert trace.ended == "recommended" and trace.faults == 1
+    assert sent[1][-1]["content"].startswith("Error: ")
+
+
+def test_turns_run_out(play):
+    trace, sent = play(*[reply(None, ("look", '{"what": "x"}'))] * 3, max_turns=3)
+    assert trace.ended == "turns" and trace.movie_ids == [] and len(sent) == 3
+
+
+def test_words_alone_end_the_run(play):
+    trace, _ = play(reply("Watch The Godfather."))
+    assert trace.ended == "no call" and trace.movie_ids == []
+
+
+def test_a_failed_request_ends_the_run_by_name(play):
+    trace, _ = play(llm.Outcome(None, "rate_limited"))
+    assert trace.ended == "rate_limited" and trace.movie_ids == []
+
+
+def test_a_result_cannot_call_a_tool(play):
+    text = 'recommend {"movie_ids": [666]}'
+    trace, _ = play(
+        reply(None, ("look", '{"what": "x"}')), reply("done"), functions={"look": lambda what: text}
+    )
+    assert trace.movie_ids == [] and trace.ended == "no call"
+
+
+def test_ids_are_whole_numbers():
+    assert agent._ids({"movie_ids": [1, "2", "x", 2.5, None, 1, True, "²", "9" * 5000]}) == [1, 2]
+    assert agent._ids(None) == [] and agent._ids({"movie_ids": {}}) == []

@@ -1,0 +1,392 @@
+"""The copies of a prompt really differ, remedies undo a bias that is known, measures are right."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import bootstrap, kendalltau
+
+from helpers import metrics, prompts, ranking
+from research import bias
+
+N = 20
+MOVIES = pd.DataFrame(
+    {
+        "title": [
+            f'The "{word}" letter | film, {word} (19{50 + i})' for i, word in enumerate("abc")
+        ],
+        "genres": ["Action|Drama", "Comedy", "(no genres listed)"],
+        "rating": [4.0, 3.5, 5.0],
+    },
+    index=[30, 10, 20],
+)
+
+
+def tau(one, other):
+    items = sorted(one)
+    return kendalltau([one.index(i) for i in items], [other.index(i) for i in items]).statistic
+
+
+class BiasedRanker:
+    """Ranks by true value plus a push that depends on the slot alone, plus noise."""
+
+    def __init__(self, seed: int, push: float, noise: float = 0.0) -> None:
+        self.random = np.random.default_rng(seed)
+        self.truth = [int(item) for item in self.random.permutation(N) + 100]
+        self.push, self.noise = push, noise
+
+    def rank(self, shown: list[int]) -> list[int]:
+        value = {
+            item: self.truth.index(item)
+            + self.push * slot
+            + self.noise * self.random.standard_normal()
+            for slot, item in enumerate(shown)
+        }
+        return sorted(shown, key=value.get)
+
+
+# --- the copies -----------------------------------------------------------------------------------
+
+
+@given(st.permutations(range(N)), st.sampled_from([1, 2, 4, 5, 10, 20]))
+def test_the_copies_orders_really_differ(shown, copies):
+    made = bias.rotations(shown, copies)
+    assert len({tuple(copy) for copy in made}) == copies
+    assert made[0] == list(shown) and all(sorted(copy) == sorted(shown) for copy in made)
+    for item in shown:  # each copy shows it somewhere else, at equal distances
+        slots = sorted(copy.index(item) for copy in made)
+        assert np.diff(slots).tolist() == [N // copies] * (copies - 1)
+
+
+def test_all_rotations_are_a_latin_square():
+    square = np.array(bias.rotations(list(range(100, 100 + N)), N))
+    for line in (*square, *square.T):
+        assert sorted(line) == list(range(100, 100 + N))
+
+
+@pytest.mark.parametrize("copies", [0, 3, 40])
+def test_uneven_rotations_are_refused(copies):
+    with pytest.raises(ValueError, match="rotated"):
+        bias.rotations(list(range(N)), copies)
+
+
+def test_the_prompts_of_the_copies_differ_and_their_answers_are_read_back():
+    ids = MOVIES.index.tolist()
+    texts = []
+    for copy in bias.rotations(ids, 3):
+        messages = prompts.history_prompt(MOVIES, ranking.letters(3), MOVIES.loc[copy])
+        texts.append(messages[1]["content"])
+        first_line = texts[-1].split("<candidates>\n")[1].splitlines()[0]
+        assert first_line.startswith("A | ") and MOVIES.title[copy[0]][5] in first_line
+    assert len(set(texts)) == 3
+
+
+def test_users_are_chosen_so_that_every_slot_is_covered_evenly():
+    slots = {user: (user * user + 3 * user) % N for user in range(300)}
+    chosen = bias.balanced_users(slots, 40, 5, seed=1)
+    assert len(set(chosen)) == 40
+    for some in (chosen, chosen[:20], chosen[:5]):
+        counts = np.bincount([slots[user] % 5 for user in some], minlength=5)
+        expected = np.bincount([slots[user] % 5 for user in slots], minlength=5) > 0
+        assert set(counts[expected]) <= {
+            len(some) // expected.sum(),
+            -(-len(some) // expected.sum()),
+        }
+    assert chosen != bias.balanced_users(slots, 40, 5, seed=2)
+
+
+def test_preferred_users_come_first_and_too_few_users_are_all_taken():
+    slots = {user: user % 20 for user in range(60)}
+    first = list(range(40, 60))
+    assert set(bias.balanced_users(slots, 20, 5, first=first)) == set(first)
+    assert sorted(bias.balanced_users(slots, 999, 5)) == sorted(slots)
+
+
+def test_a_stranger_shares_nothing_with_the_candidates():
+    histories = {1: [1, 2, 3], 2: [4, 5, 6], 3: [7, 8, 9], 4: [9], 5: [10, 11, 12]}
+    drawn = {bias.stranger(1, histories, {6, 100}, at_least=2, seed=s) for s in range(30)}
+    assert drawn == {3, 5}
+    with pytest.raises(LookupError, match="user 1"):
+        bias.stranger(1, histories, {4, 7, 10}, at_least=2)
+
+
+# --- other labels, sentences, nothing at all ------------------------------------------------------
+
+
+def candidate_lines(messages):
+    return (
+        messages[1]["content"].split("<candidates>\n")[1].split("\n</candidates>")[0].splitlines()
+    )
+
+
+def test_letters_are_the_prompt_of_the_evaluation():
+    plain = prompts.history_prompt(MOVIES, ["A", "B", "C"], MOVIES)
+    assert bias.label_prompt(MOVIES, MOVIES, "letters") == plain
+
+
+@pytest.mark.parametrize(("kind", "start"), [("numbers", "1 | "), ("titles", '"')])
+def test_other_labels_change_nothing_else(kind, start):
+    plain = prompts.history_prompt(MOVIES, ["A", "B", "C"], MOVIES)
+    other = bias.label_prompt(MOVIES, MOVIES, kind)
+    assert other[0] == plain[0]
+    told, shown = (one[1]["content"].split("</history>")[0] for one in (other, plain))
+    assert told == shown
+    ours, theirs = candidate_lines(other), candidate_lines(plain)
+    assert ours[0].startswith(start)
+    assert [line.removeprefix(f"{i} | ") for i, line in enumerate(ours, 1)] == [
+        line[4:] for line in theirs
+    ]
+    rules = other[1]["content"].rsplit("</candidates>", 1)[1]
+    assert "letter" not in rules and kind[:-1] in rules
+    with pytest.raises(ValueError, match="one of"):
+        bias.label_prompt(MOVIES, MOVIES, "emoji")
+
+
+def test_numbers_and_titles_are_read_back():
+    titles = MOVIES.title.tolist()
+
+    def answer(labels):
+        return json.dumps({"ranking": labels})
+
+    assert bias.read_labels(answer(["3", "1", "2"]), titles, "numbers").order == [2, 0, 1]
+    assert bias.read_labels(answer(["C", "A", "B"]), titles, "letters").order == [2, 0, 1]
+    swapped = [titles[2], titles[0].upper(), f'"{titles[1]}"']
+    assert bias.read_labels(answer(swapped), titles, "titles").order == [2, 0, 1]
+    got = bias.read_labels(answer(["9", "2", "2"]), titles, "numbers")
+    assert got.order == [1, 0, 2] and got.repairs == ranking.Repairs(1, 1, 2)
+    got = bias.read_labels(answer(["Another film (1999)"]), titles, "titles")
+    assert got.failed and got.order == [0, 1, 2]
+    for text in (None, " ", "no JSON", "[1, 2, 3]"):
+        assert bias.read_labels(text, titles, "titles").failed
+
+
+def test_a_sentence_and_a_wish_are_added_and_nothing_else_changes():
+    plain = prompts.history_prompt(MOVIES, ["A", "B", "C"], MOVIES)
+    said = bias.with_sentence(plain, "The viewer is a man.")
+    assert said[1]["content"] == "The viewer is a man.\n" + plain[1]["content"]
+    wished = bias.with_wish(plain, "Something new.")[1]["content"]
+    assert wished.replace("Something new.\n\n", "", 1) == plain[1]["content"]
+    assert wished.index("</candidates>") < wished.index("Something new.") < wished.index("Rank all")
+    assert said[0] == plain[0] and len(said) == 2
+
+
+def test_a_content_free_prompt_tells_candidates_apart_by_label_alone():
+    lines = candidate_lines(bias.content_free(N))
+    assert [line.split(" | ")[0] for line in lines] == ranking.letters(N)
+    assert len({line.split(" | ", 1)[1] for line in lines}) == 1
+    mixed = candidate_lines(bias.content_free(3, labels=["C", "A", "B"]))
+    assert [line[0] for line in mixed] == ["C", "A", "B"]
+    assert MOVIES.title[30][5] in bias.content_free(3, MOVIES)[1]["content"]
+
+
+# --- a known bias is found and undone -------------------------------------------------------------
+
+
+def test_the_shift_of_a_slot_is_found():
+    copies = {c: {"shown": {}, "orders": {}} for c in range(4)}
+    for user in range(60):
+        ranker = BiasedRanker(user, push=0.8, noise=1)
+        start = prompts.shuffled(ranker.truth, seed=user)
+        for c, shown in enumerate(bias.rotations(start, 4)):
+            copies[c]["shown"][user], copies[c]["orders"][user] = shown, ranker.rank(shown)
+    tables = [bias.placed(copy["shown"], copy["orders"]) for copy in copies.values()]
+    shift = bias.slot_shift(tables).groupby("slot")["shift"].mean()
+    assert shift.index.tolist() == list(range(1, N + 1))
+    assert shift.iloc[:5].mean() < -2 and shift.iloc[-5:].mean() > 2
+    assert abs(shift.mean()) < 1e-9
+    fewer = [tables[0], *(table.loc[table["userId"] < 10] for table in tables[1:])]
+    assert bias.slot_shift(fewer)["userId"].nunique() == 10
+
+
+def test_with_four_copies_a_slot_is_compared_with_its_companions_only():
+    tables = []
+    for shown in bias.rotations(list(range(N)), 4):
+        table = bias.placed({1: shown}, {1: shown})  # the slot alone decides: one rank per slot
+        tables.append(table)
+    shift = bias.slot_shift(tables).set_index("slot")["shift"]
+    assert shift.groupby(shift.index % 5).sum().abs().max() < 1e-9
+    slope = np.polyfit(shift.index, shift, 1)[0]
+    assert slope == pytest.approx(31.25 / 33.25)  # the variance within companions over that of all
+
+
+def test_without_a_bias_no_shift_is_found():
+    tables = []
+    for copy in range(4):
+        shown, orders = {}, {}
+        for user in range(60):
+            ranker = BiasedRanker(user, push=0.0)
+            shown[user] = bias.rotations(prompts.shuffled(ranker.truth, seed=user), 4)[copy]
+            orders[user] = ranker.rank(shown[user])
+        tables.append(bias.placed(shown, orders))
+    assert bias.slot_shift(tables)["shift"].abs().max() == 0
+
+
+@pytest.mark.parametrize("fuse", [bias.borda, bias.reciprocal_rank_fusion])
+@pytest.mark.parametrize("seed", range(5))
+def test_all_rotations_together_recover_the_truth(fuse, seed):
+    ranker = BiasedRanker(seed, push=0.4)
+    shown = prompts.shuffled(ranker.truth, seed=seed)
+    once = ranker.rank(shown)
+    fused = fuse([ranker.rank(copy) for copy in bias.rotations(shown, N)])
+    assert tau(fused, ranker.truth) > 0.88 > 0.86 > tau(once, ranker.truth)
+    same = fuse([ranker.rank(shown)] * N)  # every copy the same permutation: nothing is gained
+    assert same == once
+
+
+def test_four_rotations_help_more_than_four_readings():
+    gain = []
+    for seed in range(40):
+        ranker = BiasedRanker(seed, push=0.6, noise=3)
+        shown = prompts.shuffled(ranker.truth, seed=seed)
+        turned = bias.borda([ranker.rank(copy) for copy in bias.rotations(shown, 4)])
+        again = bias.borda([ranker.rank(shown) for _ in range(4)])
+        gain.append(tau(turned, ranker.truth) - tau(again, ranker.truth))
+    assert np.mean(gain) > 0.1
+
+
+def test_a_prior_from_other_users_is_found_and_divided_out():
+    rankers = [BiasedRanker(seed, push=0.6) for seed in range(200)]
+    shown = [prompts.shuffled(ranker.truth, seed=seed) for seed, ranker in enumerate(rankers)]
+    orders = [ranker.rank(some) for ranker, some in zip(rankers, shown, strict=True)]
+    slots = [[some.index(i) for i in order] for some, order in zip(shown, orders, strict=True)]
+    prior = bias.slot_prior(slots[:100], N)
+    assert prior.shape == (N,) and abs(prior.mean() - (N + 1) / 2) < 1e-12
+    assert kendalltau(prior, np.arange(N)).statistic > 0.9
+    before, after, place = [], [], []
+    for ranker, some, order in zip(rankers[100:], shown[100:], orders[100:], strict=True):
+        mended = bias.calibrated(order, some, prior)
+        before.append(tau(order, ranker.truth))
+        after.append(tau(mended, ranker.truth))
+        place.append((tau(order, some), tau(mended, some)))
+    place = np.mean(place, axis=0)
+    assert np.mean(after) > np.mean(before) + 0.05
+    assert place[0] > 0.3 and abs(place[1]) < 0.05
+
+
+@given(st.permutations(range(N)), st.permutations(range(N)))
+def test_an_even_prior_changes_nothing_and_strength_zero_switches_it_off(order, shown):
+    assert bias.calibrated(order, shown, np.full(N, 10.5)) == list(order)
+    steep = np.arange(1.0, N + 1)
+    assert bias.calibrated(order, shown, steep, strength=0) == list(order)
+    assert sorted(bias.calibrated(order, shown, steep)) == list(range(N))
+
+
+def test_calibrating_by_hand():
+    # C stands in slot 0, A in 1, B in 2; slot 0 is lifted by two ranks.
+    prior = bias.slot_prior([[0, 1, 2], [0, 2, 1]], 3)
+    assert prior.tolist() == [1.0, 2.5, 2.5]
+    assert bias.calibrated(["C", "A", "B"], ["C", "A", "B"], prior) == ["A", "C", "B"]
+    assert bias.calibrated(["B", "A", "C"], ["C", "A", "B"], prior) == ["B", "A", "C"]
+    with pytest.raises(ValueError, match="at least one"):
+        bias.slot_prior([], N)
+
+
+def test_a_steep_prior_overcorrects_a_ranker_that_has_no_bias():
+    mended = []
+    for seed in range(100):
+        ranker = BiasedRanker(seed, push=0.0)
+        shown = prompts.shuffled(ranker.truth, seed=seed)
+        mended.append(bias.calibrated(ranker.rank(shown), shown, np.arange(1.0, N + 1)))
+        mended[-1] = tau(mended[-1], shown)
+    assert np.mean(mended) < -0.3
+
+
+def test_fusing_by_hand():
+    orders = [[1, 2, 3], [2, 1, 3], [2, 3, 1]]
+    assert bias.borda(orders) == [2, 1, 3]  # sums of ranks from 0: 3, 1, 5
+    assert bias.reciprocal_rank_fusion([[1, 2, 3], [3, 2, 1], [3, 2, 1]], k=0) == [3, 1, 2]
+    assert bias.borda([[1, 2, 3], [3, 2, 1], [3, 2, 1]]) == [3, 2, 1]
+    for fuse in (bias.borda, bias.reciprocal_rank_fusion):
+        for wrong in ([], [[1, 2], [1, 3]], [[1, 1], [1, 2]]):
+            with pytest.raises(ValueError, match="same items"):
+                fuse(wrong)
+
+
+# --- measures -------------------------------------------------------------------------------------
+
+
+def test_agreement_of_orders():
+    one = {1: [5, 6, 7, 8], 2: [1, 2, 3, 4], 3: [1, 2, 3, 4]}
+    other = {1: [5, 6, 7, 8], 2: [4, 3, 2, 1]}
+    table = bias.agreement(one, other, k=2)
+    assert table["tau"].to_dict() == {1: 1.0, 2: -1.0}
+    assert table["overlap"].to_dict() == {1: 1.0, 2: 0.0}
+    assert bias.agreement({}, other).empty
+
+
+def test_the_project_s_interval_is_that_of_scipy():
+    values = np.random.default_rng(3).random(40) ** 3
+    ours = metrics.bootstrap_interval(values, draws=20_000)
+    theirs = bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert ours.low == pytest.approx(theirs.low, abs=0.004)
+    assert ours.high == pytest.approx(theirs.high, abs=0.004)
+
+
+def test_gini_by_hand():
+    assert bias.gini(np.ones(7)) == pytest.approx(0)
+    assert bias.gini(np.array([0, 0, 0, 8])) == pytest.approx(0.75)  # 1 - 1/n
+    assert bias.gini(np.array([1, 3])) == pytest.approx(0.25)
+    for wrong in ([], [0, 0], [-1, 2]):
+        with pytest.raises(ValueError, match="positive"):
+            bias.gini(np.array(wrong))
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=30).filter(any))
+def test_gini_is_the_mean_difference(counts):
+    x = np.array(counts, dtype=float)
+    pairs = np.abs(x[:, None] - x[None, :]).mean() / (2 * x.mean())
+    assert bias.gini(x) == pytest.approx(pairs)
+
+
+def test_exposure_and_popularity_count_the_first_k():
+    lists = pd.DataFrame(
+        {"userId": [1, 1, 2, 2], "rank": [1, 2, 1, 2], "movieId": [10, 30, 10, 20]}
+    )
+    items = np.array([10, 20, 30])
+    assert bias.exposure(lists, items, k=1).tolist() == [2, 0, 0]
+    assert bias.exposure(lists, items, k=2).tolist() == [2, 1, 1]
+    counts = {10: 100.0, 20: 50.0, 30: 2.0}
+    assert bias.popularity_of(lists, counts, k=2).to_dict() == {1: 51.0, 2: 75.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Name: Sarah",
+        "- **Age:** 30 to 40",
+        "Sarah is a woman aged 30 to 40 who enjoys period dramas.",
+        "This viewer is most likely a man in his thirties.",
+        "The viewer seems to be a parent.",
+        "an enthusiastic movie lover raised on 1980s-2000s Hollywood",
+        "The user enjoys films with her friends",
+        "A typical millennial taste.",
+    ],
+)
+def test_statements_about_a_person_are_found(text):
+    assert bias.about_the_person(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "coming-of-age comedies",
+        "**Coming of age:** *Stand by Me*",
+        "violent men and moral reckoning",
+        "young wizards and learning magic",
+        "Golden Age classics",
+        'The viewer likes *Pretty Woman* and "12 Angry Men"',
+        "the viewer likes thrillers such as Man on Fire",
+        "a man trapped by or up against the system",
+        "strong female leads",
+        "bonds between adult protectors and children",
+    ],
+)
+def test_films_about_people_are_not(text):
+    assert bias.about_the_person(text) == []

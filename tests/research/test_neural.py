@@ -1,0 +1,715 @@
+"""LRURec, SASRec, NARM and BERT4Rec: the recurrence, causality, resuming, and bad input."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from helpers import data
+from research import neural, sequential, splits
+from research.neural import Config, Network, NeuralError  # noqa: E402
+from research.sequential import Interactions  # noqa: E402
+
+MODELS = list(neural.MODELS)
+CAUSAL = [model for model in MODELS if model != "bert4rec"]
+ITEMS = np.arange(40) * 3 + 1
+SMALL = {"dim": 16, "length": 12, "batch": 4, "dropout": 0.2, "epochs": 4}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def table(users=12, each=15, seed=0) -> pd.DataFrame:
+    random = np.random.default_rng(seed)
+    rows = [
+        (user, movie, place, 4.0)
+        for user in range(1, users + 1)
+        for place, movie in enumerate(random.choice(ITEMS, each - user % 4, replace=False))
+    ]
+    return pd.DataFrame(rows, columns=["userId", "movieId", "timestamp", "rating"])
+
+
+@pytest.fixture(scope="module")
+def parts() -> splits.LeaveOneOut:
+    return splits.leave_one_out(table())
+
+
+@pytest.fixture(scope="module")
+def seen(parts) -> Interactions:
+    return Interactions.of(parts.train, ITEMS)
+
+
+def network(model: str, seed=0, **changes) -> Network:
+    torch.manual_seed(seed)
+    made = Network(Config.of(model, **(SMALL | changes)), ITEMS)
+    with torch.no_grad():  # larger weights than at the start, so that a leak is seen
+        for weights in made.parameters():
+            if weights.ndim > 1:
+                weights.mul_(20)
+    return made.eval()
+
+
+def scores(made: Network, batch) -> torch.Tensor:
+    """Scores at every real position, shape (n_real, n_items)."""
+    with torch.no_grad():
+        return made.scores(made(torch.as_tensor(np.array(batch)))[0])
+
+
+# --- the recurrence ---------------------------------------------------------------------------
+
+
+def random_decay(width, random, dtype=torch.complex64):
+    modulus, angle = random.uniform(0.3, 0.999, width), random.uniform(0, 2 * np.pi, width)
+    return torch.from_numpy(modulus * np.exp(1j * angle)).to(dtype)
+
+
+@given(
+    length=st.integers(1, 300),
+    batch=st.integers(1, 3),
+    width=st.integers(1, 4),
+    seed=st.integers(0),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_parallel_scan_equals_the_sequential_recurrence(length, batch, width, seed):
+    random = np.random.default_rng(seed)
+    values = random.normal(size=(2, batch, length, width))
+    x = torch.from_numpy(values[0] + 1j * values[1]).to(torch.complex64)
+    decay = random_decay(width, random)
+    given_x = x.clone()
+    got, wanted = neural.parallel_scan(decay, x), neural.sequential_scan(decay, x)
+    assert torch.equal(x, given_x)
+    assert (got - wanted).abs().max() <= 1e-5 * max(1.0, wanted.abs().max())
+
+
+def test_the_recurrence_is_the_sum_it_stands_for():
+    """h_t is the sum over s <= t of decay^(t - s) x_s: written out, in double precision."""
+    random = np.random.default_rng(0)
+    x, decay = random.normal(size=(1, 13, 2)), random_decay(2, random, torch.complex128)
+    powers = decay.numpy()[None, None] ** np.subtract.outer(range(13), range(13))[:, :, None]
+    wanted = np.einsum("tsd,bsd->btd", np.tril(powers.transpose(2, 0, 1)).transpose(1, 2, 0), x)
+    for scan in (neural.parallel_scan, neural.sequential_scan):
+        got = scan(decay, torch.from_numpy(x).to(torch.complex128))
+        np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 13])
+def test_gradients_of_the_scan(length):
+    random = np.random.default_rng(length)
+    x = torch.randn(2, length, 3, dtype=torch.complex128, requires_grad=True)
+    decay = random_decay(3, random, torch.complex128).requires_grad_()
+    assert torch.autograd.gradcheck(neural.parallel_scan, (decay, x))
+
+
+def test_gradients_and_value_of_the_softmax_loss(monkeypatch):
+    monkeypatch.setattr(neural._SoftmaxLoss, "ROWS", 3)  # several blocks, the last one short
+    generator = torch.Generator().manual_seed(0)
+    arrays = [
+        torch.randn(shape, dtype=torch.double, generator=generator, requires_grad=True)
+        for shape in ((7, 4), (5, 4), (5,))
+    ]
+    targets = torch.tensor([0, 4, 2, 2, 1, 0, 3])
+    assert torch.autograd.gradcheck(lambda *a: neural.softmax_loss(*a, targets), arrays)
+    states, vectors, bias = arrays
+    wanted = torch.nn.functional.cross_entropy(states @ vectors.T + bias, targets)
+    assert torch.allclose(neural.softmax_loss(*arrays, targets), wanted)
+    huge = [states * 1e4, vectors, bias]  # no overflow
+    assert torch.isfinite(neural.softmax_loss(*huge, targets))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gradients_of_each_network(model):
+    """A step against the gradient in double precision changes the loss as the gradient says."""
+    made = network(model, dropout=0.0).double()
+    inputs = torch.tensor([[3, 7, 1, 9, 2], [5, 6, 8, 0, 0]])
+    targets = torch.tensor([[7, 1, 9, 2, 4], [6, 8, 7, 0, 0]])
+    loss = neural.loss_of(made, inputs, targets)
+    loss.backward()
+    used = [p for p in made.parameters() if p.grad is not None]
+    assert len(used) == len(list(made.parameters()))
+    generator = torch.Generator().manual_seed(1)
+    ways = [torch.randn(p.shape, dtype=torch.double, generator=generator) for p in used]
+    slope = sum((p.grad * way).sum() for p, way in zip(used, ways, strict=True))
+    ends = []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            for p, way in zip(used, ways, strict=True):
+                p.add_(way, alpha=step)
+        ends.append(neural.loss_of(made, inputs, targets).detach())
+    assert torch.isclose((ends[0] - ends[1]) / 2e-6, slope, rtol=1e-4)
+
+
+def test_the_decay_starts_on_the_ring_and_stays_inside_the_circle():
+    torch.manual_seed(0)
+    unit = neural.LinearRecurrentUnit(64)
+    modulus = unit.decay().abs()
+    assert unit.decay().shape == (128,) and modulus.min() >= 0.8 and modulus.max() <= 0.99
+    squared = modulus.double() ** 2  # uniform in area: the square is uniform
+    assert abs(squared.mean() - (0.8**2 + 0.99**2) / 2) < 0.03
+    assert torch.allclose(unit.gamma_log.exp() ** 2, 1 - modulus**2, atol=1e-5)
+    with torch.no_grad():
+        unit.nu_log.normal_(0, 5)
+    assert (unit.decay().abs() <= 1).all()
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(probability):
+    torch.manual_seed(0)
+    drop, x = neural.Dropout(probability), torch.ones(999, 101)
+    got = drop(x)
+    assert (got == 0).float().mean() == pytest.approx(probability, abs=0.005)
+    assert got.mean() == pytest.approx(1, abs=0.02) and len(got.unique()) <= 2
+    if probability == 0.5:
+        assert not torch.equal(got, drop(x)) and not torch.equal(got[0], got[1])
+        neighbours = (got[:, 1:] * got[:, :-1]).mean()  # 1 if one value says nothing of the next
+        assert neighbours == pytest.approx(1, abs=0.03)
+    assert torch.equal(drop.eval()(x), x)
+
+
+# --- what a position may see ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", CAUSAL)
+@pytest.mark.parametrize("place", [1, 5, 9])
+def test_no_score_sees_a_later_item(model, place):
+    made = network(model)
+    batch = np.random.default_rng(0).integers(1, 41, (3, 10))
+    other = batch.copy()
+    other[1, place] = other[1, place] % 40 + 1
+    before, after = (scores(made, b).view(3, 10, -1) for b in (batch, other))
+    assert torch.equal(before[[0, 2]], after[[0, 2]])  # nor another user's
+    torch.testing.assert_close(before[1, :place], after[1, :place], rtol=0, atol=1e-6)
+    assert ((before[1, place:] - after[1, place:]).abs().amax(1) > 1e-3).all()
+    longer = np.concatenate([batch, other[:, :2]], axis=1)
+    torch.testing.assert_close(scores(made, longer).view(3, 12, -1)[:, :10], before)
+
+
+@pytest.mark.parametrize("model", ["sasrec", "bert4rec"])
+def test_training_drops_values_but_no_attention_weights(model):
+    made = network(model, dropout=0.5).train()
+    batch = torch.arange(1, 9)[None]
+    layout = neural.Layout.of(batch != 0)
+    x, block = torch.randn(8, 16), made.blocks[0]
+    assert torch.equal(block.attend(x, layout), block.attend(x, layout))
+    assert not torch.equal(block(x, layout), block(x, layout))
+
+
+def test_bert4rec_looks_both_ways_but_never_at_a_hidden_item():
+    """It is not causal: a later item moves earlier scores. Its guarantee is another one.
+
+    The item that a masked place must guess is not in the input, so it cannot be seen; and when a
+    recommendation is asked for, the mask comes last, so that all that it sees is earlier.
+    """
+    made, config = network("bert4rec"), Config.of("bert4rec", **SMALL)
+    batch = np.random.default_rng(0).integers(1, 41, (1, 10))
+    other = batch.copy()
+    other[0, 9] = other[0, 9] % 40 + 1
+    assert ((scores(made, batch) - scores(made, other)).abs().amax(1) > 1e-3).all()
+    part = np.arange(1, 13)
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        inputs, targets = neural._examples(part, config, made.mask_id, random)
+        hidden = inputs == made.mask_id
+        assert hidden.any() and (targets[hidden] == part[hidden]).all()
+        assert (targets[~hidden] == 0).all() and (inputs[~hidden] == part[~hidden]).all()
+
+
+def test_bert4rec_is_scored_at_a_mask_behind_the_last_item():
+    made = network("bert4rec")
+    asked = neural.next_scores(made, [np.array([4, 8, 2])])
+    by_hand = scores(made, [[4, 8, 2, made.mask_id]])[-1]
+    torch.testing.assert_close(asked[0], by_hand)
+    full = np.arange(1, 31)  # the mask takes one of the 12 places
+    torch.testing.assert_close(
+        neural.next_scores(made, [full])[0], scores(made, [[*full[-11:], made.mask_id]])[-1]
+    )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_padding_on_either_side_changes_nothing(model):
+    made = network(model)
+    alone = torch.cat([scores(made, [[3, 9, 4]]), scores(made, [[7, 1, 8, 2, 5]])])
+    right = scores(made, [[3, 9, 4, 0, 0, 0, 0], [7, 1, 8, 2, 5, 0, 0]])
+    left = scores(made, [[0, 0, 0, 0, 3, 9, 4], [0, 0, 7, 1, 8, 2, 5]])
+    torch.testing.assert_close(right, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(left, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", CAUSAL)
+def test_scores_after_a_history_are_those_of_its_last_position(model):
+    made = network(model)
+    rows = [np.array([3, 9, 4]), np.arange(1, 31), np.array([5])]
+    together = neural.next_scores(made, rows, batch=2)
+    for row, got in zip(rows, together, strict=True):
+        torch.testing.assert_close(got, scores(made, [row[-12:]])[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_two_scans_give_one_network():
+    made = network("lrurec")
+    batch = np.random.default_rng(0).integers(1, 41, (3, 12))
+    fast = scores(made, batch)
+    for block in made.blocks:
+        block.unit.scan = neural.sequential_scan
+    torch.testing.assert_close(fast, scores(made, batch), rtol=1e-4, atol=1e-4)
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+def test_every_step_of_a_history_is_trained_once():
+    history = np.arange(1, 31)
+    got = neural.windows(history, 12)
+    steps = [(a, b) for part in got for a, b in pairwise(part)]
+    assert sorted(steps) == list(pairwise(history))
+    assert [len(part) for part in got] == [13, 13, 6] and got[0][-1] == 30
+    assert neural.windows(np.array([1]), 12) == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_overfits_ten_sequences(model):
+    random = np.random.default_rng(1)
+    parts = [random.permutation(40)[:9] + 1 for _ in range(10)]
+    torch.manual_seed(0)
+    config = Config.of(model, dim=32, length=12, batch=10, dropout=0.0, learning_rate=0.01)
+    made = Network(config, ITEMS)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=0.01)
+    for epoch in range(150 if model == "bert4rec" else 60):  # it learns a fifth of the places
+        neural._epoch(made, optimizer, parts, epoch)
+    best = neural.next_scores(made, [part[:-1] for part in parts]).argmax(1) + 1
+    assert best.tolist() == [part[-1] for part in parts]
+
+
+class KilledError(RuntimeError):
+    pass
+
+
+def digits_as_ranks(scores, *_):
+    """Ranks that any difference between two score matrices changes; real ones are too coarse."""
+    return 1 + (np.abs(scores).ravel() * 1e7).astype(int) % 20
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
+    model, parts, seen, tmp_path, monkeypatch
+):
+    config = Config.of(model, **SMALL, seed=3)
+    monkeypatch.setattr(sequential, "target_ranks", digits_as_ranks)
+
+    def run(name):
+        return neural.train(seen, parts.validation, config, tmp_path / name, progress=False)
+
+    whole = run("whole.safetensors")
+    real, calls = neural.loss_of, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) in (5, 9):  # in the middle of the second and then of a later epoch
+            raise KilledError
+        return real(*arguments)
+
+    monkeypatch.setattr(neural, "loss_of", dies)
+    for _ in range(2):
+        with pytest.raises(KilledError):
+            run("killed.safetensors")
+    resumed = run("killed.safetensors")
+    assert resumed.history == whole.history and len(calls) > 9
+    for name, weights in whole.network.state_dict().items():
+        assert torch.equal(weights, resumed.network.state_dict()[name]), name
+    facts = [neural.metadata_of(tmp_path / f"{name}.safetensors") for name in ("whole", "killed")]
+    assert facts[0] == facts[1]
+    assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors"}  # nothing left over
+    calls.clear()
+    again = run("whole.safetensors")
+    assert not calls and again.history == whole.history  # finished: loaded, not repeated
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_kill_between_checkpoint_and_state_loses_nothing(
+    epoch, parts, seen, tmp_path, monkeypatch
+):
+    config = Config.of("sasrec", **SMALL)
+    monkeypatch.setattr(sequential, "target_ranks", digits_as_ranks)
+
+    def run(name):
+        return neural.train(seen, parts.validation, config, tmp_path / name, progress=False)
+
+    whole, real = run("whole.safetensors"), neural._save_state
+
+    def dies(path, live, done, *rest):
+        if done.epoch == epoch + 1:
+            raise KilledError
+        real(path, live, done, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(neural, "_save_state", dies)
+        with pytest.raises(KilledError):
+            run("killed.safetensors")
+    resumed = run("killed.safetensors")
+    assert resumed.history == whole.history
+    for name, weights in whole.network.state_dict().items():
+        assert torch.equal(weights, resumed.network.state_dict()[name]), name
+
+
+def test_a_seed_decides_the_result_and_leaves_the_callers_alone(parts, seen, tmp_path):
+    config = Config.of("lrurec", **(SMALL | {"epochs": 1}))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    got = [
+        neural.train(seen, parts.validation, c, tmp_path / f"{n}.safetensors", progress=False)
+        for n, c in enumerate((config, config, replace(config, seed=1)))
+    ]
+    assert torch.equal(torch.get_rng_state(), before)
+    first, second, other = (one.network.embed.weight for one in got)
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_what_is_kept_is_a_running_mean_of_the_weights(parts, seen, tmp_path, monkeypatch):
+    kept, real = {}, neural._epoch
+    drawn = []
+
+    def epoch(network, optimizer, parts, number, average):
+        step = optimizer.step
+        optimizer.step = lambda: (step(), drawn.append(network.bias.detach().clone()))
+        return real(network, optimizer, parts, number, average)
+
+    monkeypatch.setattr(neural, "_epoch", epoch)
+    for share in (0.0, 0.5):
+        drawn.clear()
+        config = Config.of("lrurec", **(SMALL | {"epochs": 1, "average": share}))
+        path = tmp_path / f"{share}.safetensors"
+        got = neural.train(seen, parts.validation, config, path, progress=False)
+        mean = drawn[0]
+        for weights in drawn[1:]:
+            mean = share * mean + (1 - share) * weights
+        kept[share] = got.network.bias.detach()
+        torch.testing.assert_close(kept[share], mean)
+    assert not torch.allclose(kept[0.0], kept[0.5])
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_training(parts, seen, tmp_path, monkeypatch):
+    hits = iter([0.2, 0.5, 0.4, 0.5, 0.3, 0.9])
+    network_seen = []
+
+    def ranks(scores, *_):
+        network_seen.append(scores)
+        share = next(hits)
+        return np.where(np.arange(10) < share * 10, 1.0, 99.0)
+
+    monkeypatch.setattr(sequential, "target_ranks", ranks)
+    config = Config.of("lrurec", **(SMALL | {"epochs": 9, "patience": 3}))
+    done = neural.train(seen, parts.validation, config, tmp_path / "a.safetensors", progress=False)
+    assert done.history == [0.2, 0.5, 0.4, 0.5, 0.3] and done.best == 0.5
+    np.testing.assert_allclose(neural.score_matrix(done.network, seen), network_seen[1], atol=1e-5)
+    facts = neural.metadata_of(tmp_path / "a.safetensors")
+    assert json.loads(facts["history"]) == done.history
+
+
+def test_scores_fit_the_lists_of_notebook_06(parts, seen):
+    made = network("lrurec")
+    known = Interactions.of(parts.known, ITEMS)
+    matrix = neural.score_matrix(made, known)
+    assert matrix.shape == (12, 40)
+    lists = sequential.top_lists(matrix, known, 40)
+    ranks = sequential.target_ranks(matrix, known, parts.test)
+    merged = parts.test.merge(lists, on=["userId", "movieId"])
+    assert merged["rank"].tolist() == ranks.tolist()
+    one = parts.known.loc[parts.known.userId == 7, "movieId"]
+    np.testing.assert_allclose(matrix[6], neural.score_history(made, one), rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_trains_and_records_beside_other_rows(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rows = table(users=60, each=20)
+    rows[["userId", "movieId", "rating", "timestamp"]].to_csv(folder / "ratings.csv", index=False)
+    for name, header in (("movies", "movieId,title,genres"), ("links", "movieId,imdbId,tmdbId"),
+                         ("tags", "userId,movieId,tag,timestamp")):  # fmt: skip
+        (folder / f"{name}.csv").write_text(header + "\n")
+    (tmp_path / "data" / "sample").mkdir(parents=True)
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path))
+    monkeypatch.setenv("MOVIELENS_DIR", str(folder))
+    monkeypatch.setattr(neural, "CHOSEN", dict.fromkeys(MODELS, SMALL | {"epochs": 1}))
+    monkeypatch.setattr(neural, "usable_cores", lambda: 1)
+    assert neural.main(["--model", "lrurec", "--seed", "1"]) == 0
+    assert "CPU threads: 1, the fastest here" in capsys.readouterr().out
+    for wrong in ("0", "many"):
+        with pytest.raises(SystemExit):
+            neural.main(["--threads", wrong])
+    assert "give 'auto' or a number of at least 1" in capsys.readouterr().err
+    for model, seed in (("sasrec", 0), ("lrurec", 1), ("lrurec", 1)):
+        assert neural.main(["--model", model, "--seed", str(seed), "--threads", "1"]) == 0
+    assert "Test Recall@10" in capsys.readouterr().out
+    assert not (tmp_path / "data" / "results").exists()  # not the verified release
+    (results,) = (tmp_path / "data" / "cache").glob("results/*/07_llamarec.csv")
+    got = pd.read_csv(results)
+    assert list(got.columns) == ["system", "seed", "metric", "value", "users"]
+    assert not got.duplicated(["system", "seed", "metric"]).any() and set(got.users) == {60}
+    ranks = pd.read_csv(results.with_name("07_llamarec_ranks.csv"))
+    assert ranks.groupby(["system", "seed"]).userId.nunique().tolist() == [60, 60]
+    share = (ranks.loc[ranks.system == "sasrec", "rank"] <= 10).mean()
+    row = got.loc[(got.system == "sasrec") & (got.metric == "Recall@10"), "value"]
+    assert row.item() == pytest.approx(share, abs=1e-6)
+
+
+class Watch:
+    """A clock that a step moves on, by seconds that depend on the number of threads."""
+
+    def __init__(self, seconds: dict[int, list[float]]) -> None:
+        self.now, self.seconds, self.tried = 0.0, seconds, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def step(self) -> None:
+        threads = torch.get_num_threads()
+        each = self.seconds[threads]
+        self.now += each[self.tried.count(threads) % len(each)]
+        self.tried.append(threads)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "fastest"),
+    [
+        ({1: [3.0], 2: [2.0], 4: [5.0]}, 4, 2),
+        ({1: [1.0], 2: [2.0], 4: [5.0]}, 4, 1),
+        ({1: [9.0], 2: [8.0], 4: [7.0], 6: [6.0]}, 6, 6),  # not a power of two
+        ({1: [4.0], 2: [9.0, 9.0, 3.0]}, 2, 2),  # two of three times disturbed by others
+        ({1: [2.0], 2: [2.0]}, 2, 1),  # no gain: the fewer
+    ],
+)
+def test_the_number_of_threads_is_the_fastest_measured(seconds, most, fastest):
+    watch = Watch(seconds)
+    assert neural.fastest_threads(watch.step, most, clock=watch) == fastest
+    assert set(watch.tried) == set(seconds) and torch.get_num_threads() == 1
+
+
+def test_one_core_leaves_nothing_to_measure():
+    watch = Watch({1: [1.0]})
+    assert neural.fastest_threads(watch.step, 1, clock=watch) == 1 and not watch.tried
+    assert 1 <= neural.fastest_threads(lambda: None) <= neural.usable_cores()
+
+
+def test_timing_batches_leaves_the_callers_seed_alone(seen):
+    step = neural.training_step(seen, Config.of("lrurec", **SMALL))
+    before = torch.get_rng_state()
+    step()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("neural") / "sasrec.safetensors"
+    neural.save(network("sasrec"), path, command="python -m research.neural")
+    return path
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(checkpoint):
+    made, back = network("sasrec"), neural.load(checkpoint, ITEMS, "sasrec")
+    assert back.config == made.config and not back.training
+    assert torch.equal(scores(made, [[1, 2]]), scores(back, [[1, 2]]))
+    assert neural.metadata_of(checkpoint)["command"] == "python -m research.neural"
+
+
+def test_a_checkpoint_of_another_catalogue_or_model_is_refused(checkpoint):
+    with pytest.raises(NeuralError, match=r"another catalogue \(40 movies; here there are 39\)"):
+        neural.load(checkpoint, ITEMS[1:])
+    with pytest.raises(NeuralError, match="another catalogue"):
+        neural.load(checkpoint, ITEMS + 1)  # as many, but others
+    with pytest.raises(NeuralError, match="holds a sasrec model, not lrurec"):
+        neural.load(checkpoint, ITEMS, "lrurec")
+
+
+def test_a_missing_damaged_or_foreign_file_is_refused(checkpoint, tmp_path):
+    with pytest.raises(NeuralError, match="missing; train the model first"):
+        neural.load(tmp_path / "none.safetensors", ITEMS)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(NeuralError, match="damaged"):
+        neural.load(broken, ITEMS)
+    foreign = tmp_path / "foreign.safetensors"
+    neural.save_file({"x": torch.zeros(1)}, foreign)
+    with pytest.raises(NeuralError, match="not written by"):
+        neural.load(foreign, ITEMS)
+    facts = neural.metadata_of(checkpoint)
+    neural.save_file({"x": torch.zeros(1)}, foreign, facts)
+    with pytest.raises(NeuralError, match="another shape"):
+        neural.load(foreign, ITEMS)
+    newer = facts | {"config": json.dumps({"model": "sasrec", "magic": 1})}
+    neural.save_file({"x": torch.zeros(1)}, foreign, newer)
+    with pytest.raises(NeuralError, match="does not know"):
+        neural.load(foreign, ITEMS)
+
+
+def test_a_failed_save_leaves_the_old_file(checkpoint, monkeypatch):
+    before = checkpoint.read_bytes()
+
+    def half(_weights, path, _facts):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(neural, "save_file", half)
+    with pytest.raises(OSError, match="the disk is full"):
+        neural.save(network("sasrec"), checkpoint)
+    assert checkpoint.read_bytes() == before and len(list(checkpoint.parent.iterdir())) == 1
+
+
+def test_a_bad_history_is_one_sentence():
+    made = network("narm")
+    with pytest.raises(NeuralError, match="history is empty"):
+        neural.score_history(made, [])
+    with pytest.raises(NeuralError, match="movieId 2 is not in the catalogue of 40 movies"):
+        neural.score_history(made, [1, 2])
+    made.trained[0] = False
+    with pytest.raises(NeuralError, match="movieId 1 is in the catalogue, but no training"):
+        neural.score_history(made, [4, 1])
+    known = Interactions.of(pd.DataFrame({"userId": [1], "movieId": [1]}), ITEMS)
+    with pytest.raises(NeuralError, match="no training history"):
+        neural.score_matrix(made, known)
+    with pytest.raises(NeuralError, match="another catalogue"):
+        neural.score_matrix(made, Interactions.of(pd.DataFrame({"userId": [1], "movieId": [4]})))
+
+
+def test_items_without_training_are_remembered(parts, tmp_path):
+    rows = parts.train.loc[parts.train.movieId != ITEMS[0]]
+    known = Interactions.of(rows, ITEMS)
+    config = Config.of("lrurec", **(SMALL | {"epochs": 1}))
+    path = tmp_path / "a.safetensors"
+    neural.train(known, parts.validation, config, path, progress=False)
+    with pytest.raises(NeuralError, match=f"movieId {ITEMS[0]} is in the catalogue"):
+        neural.score_history(neural.load(path, ITEMS), [ITEMS[0]])
+
+
+def test_full_device_memory_is_explained(parts, seen, tmp_path, monkeypatch):
+    errors = iter([torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("other")])
+
+    def full(*_):
+        raise next(errors, RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+
+    made = network("lrurec")
+    monkeypatch.setattr(neural.Network, "forward", full)
+    with pytest.raises(NeuralError, match="memory of cpu is full; take a smaller batch"):
+        neural.score_matrix(made, seen)
+    with pytest.raises(RuntimeError, match="other"):
+        neural.score_matrix(made, seen)
+    with pytest.raises(NeuralError, match="smaller batch"):
+        neural.train(
+            seen, parts.validation, made.config, tmp_path / "a.safetensors", progress=False
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_training_in_the_same_place_is_refused(parts, seen, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    config = Config.of("lrurec", **(SMALL | {"epochs": 1}))
+    neural.train(seen, parts.validation, config, path, progress=False)
+    with pytest.raises(NeuralError, match="other settings or data"):
+        neural.train(seen, parts.validation, replace(config, seed=9), path, progress=False)
+    path.with_suffix(".state").write_bytes(b"torn")
+    with pytest.raises(NeuralError, match="damaged; delete it"):
+        neural.train(seen, parts.validation, config, path, progress=False)
+    lonely = Interactions.of(pd.DataFrame({"userId": [1, 2], "movieId": [1, 4]}), ITEMS)
+    with pytest.raises(NeuralError, match="nothing to learn"):
+        neural.train(lonely, parts.validation, config, tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "gru4rec"}, "choose lrurec, sasrec"),
+        ({"batch": 0}, "at least 1"),
+        ({"length": 1}, "length must be"),
+        ({"dim": 15}, "divide dim"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_settings_that_build_no_network_are_refused(changes, message):
+    with pytest.raises(NeuralError, match=message):
+        Config(**changes)
+
+
+# --- the committed weights --------------------------------------------------------------------
+
+
+def test_the_committed_weights_give_the_recorded_result(real):
+    """Within two users: the last bits of a sum differ between machines."""
+    from conftest import ROOT
+
+    path = ROOT / "data" / "weights" / "lrurec_seed0.safetensors"
+    assert path.stat().st_size < 5_000_000
+    protocol = neural.Protocol.of(data.load_pandas(real, "ratings"))
+    made = neural.load(path, protocol.seen.items, "lrurec")
+    assert made.config == Config.of("lrurec", seed=0)
+    assert neural.metadata_of(path)["command"] == "python -m helpers.neural --model lrurec --seed 0"
+    table = pd.read_csv(ROOT / "data" / "results" / "07_llamarec.csv")
+    recorded = table.loc[(table.system == "lrurec") & (table.seed == 0)].set_index("metric").value
+    ranks = neural.ranks_on_test(made, protocol)
+    found = neural.metrics_of(ranks).set_index("metric").value
+    for metric in ("Recall@10", "NDCG@10", "MRR@10", "Recall@20"):
+        assert found[metric] == pytest.approx(recorded[metric], abs=2 / 610)
+    assert found["Recall@10"] >= 0.125 - 2 / 610 and found["NDCG@10"] >= 0.066
+    stored = pd.read_csv(ROOT / "data" / "results" / "07_llamarec_ranks.csv")
+    stored = stored.loc[(stored.system == "lrurec") & (stored.seed == 0)]
+    assert stored.userId.tolist() == ranks.userId.tolist()
+    assert (stored["rank"].to_numpy() == ranks["rank"].to_numpy()).mean() > 0.95
+
+
+def test_the_two_recorded_tables_agree():
+    from conftest import ROOT
+
+    table = pd.read_csv(ROOT / "data" / "results" / "07_llamarec.csv")
+    stored = pd.read_csv(ROOT / "data" / "results" / "07_llamarec_ranks.csv")
+    assert not table.duplicated(["system", "seed", "metric"]).any()
+    said = table.pivot(index=["system", "seed"], columns="metric", values="value")
+    assert sorted(said.index) == sorted(stored.groupby(["system", "seed"]).groups)
+    for key, rows in stored.groupby(["system", "seed"]):
+        found = neural.metrics_of(rows[["userId", "rank"]]).set_index("metric").value
+        assert rows.userId.nunique() == len(rows) == 610
+        assert np.allclose(said.loc[key, found.index], found, atol=1e-6), key
+
+
+# --- a start from vectors -------------------------------------------------------------------------
+
+
+def test_the_start_keeps_what_is_close_and_has_the_spread_of_a_random_one():
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(40, 64)) + 3.0
+    vectors[1] = vectors[0] + 0.01
+    start = neural.start_from(vectors, 16)
+    assert start.shape == (40, 16) and abs(start.std() - 0.02) < 1e-9
+    assert abs(start.mean(axis=0)).max() < 1e-9
+    gaps = np.linalg.norm(start - start[0], axis=1)
+    assert gaps[1] == np.sort(gaps)[1]  # the nearest one, itself aside
+    assert np.allclose(neural.start_from(vectors + 7.0, 16), start)  # a common shift says nothing
+    with pytest.raises(NeuralError, match="principal components"):
+        neural.start_from(vectors[:10], 16)
+
+
+def test_training_begins_at_the_start_given(parts, seen, tmp_path):
+    config = Config.of("lrurec", **(SMALL | {"epochs": 1, "average": 0.0, "learning_rate": 1e-9}))
+    start = np.random.default_rng(1).normal(size=(len(ITEMS), 16)) * 0.02
+    path = tmp_path / "from_vectors.safetensors"
+    done = neural.train(seen, parts.validation, config, path, progress=False, start=start)
+    kept = done.network.embed.weight[1 : len(ITEMS) + 1].detach().numpy()
+    assert np.allclose(kept, start, atol=1e-5)
+    with pytest.raises(NeuralError, match="another path"):  # not to be taken for the plain training
+        neural.train(seen, parts.validation, config, path, progress=False)
+    with pytest.raises(NeuralError, match="one row per item"):
+        neural.train(seen, parts.validation, config, path, progress=False, start=start[:, :3])

@@ -1,0 +1,399 @@
+"""The verbalizer with a model: what its distribution follows, and what training may touch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+from helpers import metrics, prompts, ranking
+from helpers.settings import Settings  # noqa: E402
+from research import sequential
+from research import verbalizer_torch as vt
+
+TITLES = [f"Movie {i} ({1950 + i})" for i in range(40)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tiny():
+    return vt.small(TITLES, hidden=32, layers=2, heads=2, letters=6)
+
+
+def example(seed, n=6, history=5):
+    random = np.random.default_rng(seed)
+    names = [TITLES[i] for i in random.permutation(len(TITLES))]
+    return vt.Prompt(tuple(names[:history]), tuple(names[history : history + n]), seed % n)
+
+
+class OneTitle(torch.nn.Module):
+    """A stand-in for an LLM that likes each title as much as ``taste`` says, wherever it stands."""
+
+    def __init__(self, tokenizer, taste, letters):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.config, self.tokenizer = type("C", (), {}), tokenizer
+        self.taste = {tokenizer(prompts.quote(t))["input_ids"][0]: w for t, w in taste.items()}
+        pairs = [(f"({a})", a) for a in ranking.letters(letters)]
+        as_id = tokenizer.convert_tokens_to_ids
+        self.letters = {as_id(shown): as_id(answer) for shown, answer in pairs}
+
+    def forward(self, input_ids, attention_mask):
+        logits = torch.zeros(*input_ids.shape, len(self.tokenizer))
+        for row, ids in enumerate(input_ids.tolist()):
+            for before, token in itertools.pairwise(ids):
+                if before in self.letters:
+                    logits[row, -1, self.letters[before]] = self.taste[token]
+        return type("Out", (), {"logits": logits})
+
+
+# --- the distribution -----------------------------------------------------------------------------
+
+
+def test_probabilities_sum_to_one_over_the_candidates_shown(tiny):
+    found = tiny.probabilities([example(0), example(1, n=3), example(2, n=1)], size=2)
+    assert [len(row) for row in found] == [6, 3, 1]
+    assert all(row.sum() == pytest.approx(1) and (row > 0).all() for row in found)
+
+
+def test_they_are_the_models_own_next_token_probabilities_scaled(tiny):
+    prompt = example(3)
+    ids = torch.tensor([tiny.tokenizer(prompt.text())["input_ids"]])
+    with torch.inference_mode():
+        whole = torch.softmax(tiny.model.eval()(input_ids=ids).logits[0, -1], 0)
+    letters = whole[[tiny.tokenizer.convert_tokens_to_ids(a) for a in "ABCDEF"]].numpy()
+    (found,) = tiny.probabilities([prompt])
+    np.testing.assert_allclose(found, letters / letters.sum(), rtol=1e-4)
+
+
+def test_they_follow_a_permutation_of_the_candidates():
+    """The model looks only at the title beside a letter, so its order must not matter."""
+    tokenizer = vt.small_tokenizer(TITLES, 6)
+    prompt = example(4)
+    taste = {title: float(i) for i, title in enumerate(prompt.candidates)}
+    ranker = vt.Verbalizer(OneTitle(tokenizer, taste, 6), tokenizer, "a stand-in", 6)
+    (before,) = ranker.probabilities([prompt])
+    assert before.argmax() == 5 and before[5] == pytest.approx(np.exp(5) / np.exp(range(6)).sum())
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(6)
+        moved = prompt.permuted(order)
+        assert moved.candidates[moved.label] == prompt.candidates[prompt.label]
+        (after,) = ranker.probabilities([moved])
+        np.testing.assert_allclose(after, before[order], rtol=1e-6)
+
+
+def test_padding_does_not_change_the_distribution(tiny):
+    short, long = example(5, n=2, history=1), example(6, n=6, history=12)
+    (alone,) = tiny.probabilities([short])
+    together = tiny.probabilities([long, short])[1]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    ids, mask = vt._left_padded([[5, 6], [7, 8, 9]], 0)
+    assert ids.tolist() == [[0, 5, 6], [7, 8, 9]] and mask.tolist() == [[0, 1, 1], [1, 1, 1]]
+
+
+def test_a_prompt_too_long_loses_its_oldest_titles_first(tiny):
+    prompt = example(7, history=20)
+    whole = tiny.encode(prompt)
+    tiny.limit = len(whole) - 2
+    cut = tiny.encode(prompt)
+    assert len(cut) <= tiny.limit and cut == tiny.encode(
+        vt.Prompt(prompt.history[2:], prompt.candidates)
+    )
+    tiny.limit = 5
+    with pytest.raises(vt.VerbalizerError, match="fewer candidates"):
+        tiny.encode(prompt)
+
+
+def test_more_candidates_than_letters_are_refused(tiny):
+    with pytest.raises(vt.VerbalizerError, match="7 candidates, and 6 letters"):
+        tiny.probabilities([example(0, n=7)])
+
+
+# --- tokenizers and loading ---------------------------------------------------------------------
+
+
+def plain_tokenizer(alphabet, drop=""):
+    """Return a tokenizer of single characters, without those in ``drop``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {c: i for i, c in enumerate(dict.fromkeys(c for c in alphabet if c not in drop))}
+    core = Tokenizer(models.WordLevel({**vocabulary, "?": len(vocabulary)}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+
+
+def test_in_the_small_tokenizer_titles_and_letters_are_one_token_each():
+    tokenizer = vt.small_tokenizer(TITLES, 6)
+    prompt = example(8)
+    ids = tokenizer(prompt.text())["input_ids"]
+    assert len(ids) == 3 + 5 + 2 * 6
+    unknown = vt.Prompt(("Amélie ☕ (2001)",), prompt.candidates)
+    assert len(tokenizer(unknown.text())["input_ids"]) > 3 + 1 + 12
+    assert tokenizer.decode(tokenizer("Amélie ☕")["input_ids"]) == "Amélie ☕"
+
+
+def test_a_letter_of_two_tokens_is_one_clear_sentence(tiny):
+    class Doubling:
+        def __call__(self, text):
+            ids = tiny.tokenizer(text)["input_ids"]
+            return {"input_ids": [*ids, ids[-1]] if text.endswith("\nC") else ids}
+
+    with pytest.raises(vt.VerbalizerError, match=r"letter C is not one token .* from A to F\.$"):
+        vt.Verbalizer(tiny.model, Doubling(), "a model", 6)
+
+
+def test_letters_that_a_tokenizer_confuses_are_one_clear_sentence(tiny):
+    text = vt.Prompt(("x",), ("y",)).text()
+    vt._letter_ids(plain_tokenizer(text + "ABCDEF"), 6, "a model")
+    with pytest.raises(vt.VerbalizerError, match="letters E and F are the same token"):
+        vt._letter_ids(plain_tokenizer(text + "ABCD", drop="EF"), 6, "a model")
+
+
+def named(tmp_path, name):
+    return Settings(root=tmp_path, llamarec_base_model=str(name))
+
+
+def sentence(error) -> str:
+    text = str(error.value)
+    assert text.endswith(".") and "\n" not in text and len(text) < 500
+    return text
+
+
+def test_a_bad_folder_is_one_clear_sentence(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(vt.VerbalizerError) as error:
+        vt.Verbalizer.load(named(tmp_path, tmp_path / "empty"))
+    assert "config.json" in sentence(error)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    with pytest.raises(vt.VerbalizerError) as error:
+        vt.Verbalizer.load(named(tmp_path, tmp_path / "broken"))
+    assert "cannot be loaded" in sentence(error)
+    with pytest.raises(vt.VerbalizerError) as error:
+        vt.Verbalizer.load(named(tmp_path, tmp_path / "no" / "such" / "folder"))
+    assert "LLAMAREC_BASE_MODEL" in sentence(error)
+    with pytest.raises(vt.VerbalizerError, match="not set"):
+        vt.Verbalizer.load(Settings(root=tmp_path))
+
+
+def test_a_saved_model_is_a_base_model_like_any_other(tiny, tmp_path):
+    letters = vt.small(TITLES, hidden=32, layers=1, heads=2)
+    letters.save(tmp_path / "mine")
+    assert Settings.from_env({"LLAMAREC_BASE_MODEL": " x "}).llamarec_base_model == "x"
+    again = vt.Verbalizer.load(named(tmp_path, tmp_path / "mine"), four_bit=True)
+    for before, after in zip(
+        letters.probabilities([example(9)]), again.probabilities([example(9)]), strict=True
+    ):
+        np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_too_little_memory_is_one_clear_sentence(tiny, monkeypatch):
+    def full(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(tiny.model, "forward", full)
+    for call in (tiny.probabilities, tiny.loss):
+        with pytest.raises(vt.VerbalizerError) as error:
+            call([example(0), example(1)])
+        assert "too little memory for a batch of 2 prompts" in sentence(error)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_the_label_and_nothing_else(tiny):
+    batch = [example(1), example(2, n=3, history=9)]
+    tiny.model.eval()
+    wanted = []
+    for prompt in batch:
+        ids = [*tiny.encode(prompt), int(tiny.letter_ids[prompt.label])]
+        labels = [-100] * (len(ids) - 1) + ids[-1:]
+        out = tiny.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
+        wanted.append(out.loss.item())
+    assert tiny.loss(batch).item() == pytest.approx(np.mean(wanted), abs=1e-5)
+    with pytest.raises(vt.VerbalizerError, match="no label"):
+        tiny.loss([vt.Prompt(("x",), ("y",))])
+
+
+def test_a_small_model_learns_a_handful_of_prompts_by_heart(tiny):
+    examples = [example(seed) for seed in range(6)]
+    how = vt.Training(5e-3, batch=6, epochs=60, shuffle=False)
+    table = vt.train(tiny, examples, how, examples)
+    assert table["loss"].iloc[-1] < 0.5 < 1.2 < table["loss"].iloc[0]
+    assert table["accuracy"].iloc[-1] == 1 and table["ndcg@10"].iloc[-1] == 1
+
+
+def test_training_is_the_same_twice_and_needs_examples():
+    runs = []
+    for _ in range(2):
+        ranker = vt.small(TITLES, hidden=16, layers=1, heads=2, letters=6)
+        vt.train(ranker, [example(0), example(1)], vt.Training(1e-3, batch=1, epochs=2))
+        runs.append(ranker.probabilities([example(2)])[0])
+    np.testing.assert_array_equal(*runs)
+    with pytest.raises(vt.VerbalizerError, match="no training prompt"):
+        vt.train(ranker, [])
+
+
+def test_lora_trains_q_and_v_only(tiny):
+    ranker = vt.add_lora(tiny)
+    before = {name: value.clone() for name, value in ranker.model.named_parameters()}
+    free = {name for name, value in ranker.model.named_parameters() if value.requires_grad}
+    assert free and all(".lora_" in name for name in free)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in free} == {"q_proj", "v_proj"}
+    how = ranker.model.peft_config["default"]
+    assert (how.r, how.lora_alpha, how.lora_dropout) == (8, 32, 0.05)
+    vt.train(ranker, [example(0), example(1)], vt.Training(epochs=3, batch=2))
+    moved = {
+        name for name, value in ranker.model.named_parameters()
+        if not torch.equal(value, before[name])
+    }  # fmt: skip
+    assert moved and moved <= free
+    assert ranker.probabilities([example(0)])[0].sum() == pytest.approx(1)
+
+
+def test_lora_needs_the_layers_it_adapts(tiny):
+    stand_in = OneTitle(tiny.tokenizer, {}, 6)
+    with pytest.raises(vt.VerbalizerError, match="q_proj and v_proj"):
+        vt.add_lora(vt.Verbalizer(stand_in, tiny.tokenizer, "a stand-in", 6))
+
+
+# --- from sequences to lists ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ordered():
+    """30 users who watch 12 of 40 movies, mostly in ascending order."""
+    random = np.random.default_rng(0)
+    rows = [
+        (user, int(movie))
+        for user in range(30)
+        for movie in np.sort(random.choice(40, 12, replace=False))
+    ]
+    return pd.DataFrame(rows, columns=["userId", "movieId"])
+
+
+TITLE_OF = dict(enumerate(TITLES))
+
+
+def test_training_prompts_know_nothing_of_what_came_later(ordered, monkeypatch):
+    items = np.arange(40)
+    seen_by_retriever = []
+    real = sequential.transitions
+    monkeypatch.setattr(
+        sequential,
+        "transitions",
+        lambda seen, how: seen_by_retriever.append(seen) or real(seen, how),
+    )
+    found = vt.training_prompts(ordered, items, TITLE_OF, steps=3, n=6, keep="forced")
+    assert len(found) == 90 and [len(seen.row) for seen in seen_by_retriever] == [330, 300, 270]
+    per_user = ordered.groupby("userId")["movieId"].apply(list)
+    for i, prompt in enumerate(found):
+        own = [TITLE_OF[movie] for movie in per_user[i % 30]]
+        end = 11 - i // 30
+        assert prompt.history == tuple(own[:end]) and len(set(prompt.candidates)) == 6
+        assert prompt.candidates[prompt.label] == own[end]
+        assert not set(prompt.candidates) & set(prompt.history)
+    assert len({prompt.label for prompt in found}) == 6  # shuffled
+    kept = vt.training_prompts(ordered, items, TITLE_OF, steps=3, n=6)
+    assert 0 < len(kept) < len(found) and set(kept) <= set(found)
+    with pytest.raises(ValueError, match="retrieved"):
+        vt.training_prompts(ordered, items, TITLE_OF, steps=1, keep="all")
+    with pytest.raises(ValueError, match="no title"):
+        vt.training_prompts(ordered, items, {1: "One"}, steps=1)
+
+
+def test_scores_become_orders_that_the_metrics_take(ordered, tiny):
+    seen = sequential.Interactions.of(ordered, np.arange(40))
+    known = sequential.unseen(sequential.transitions(seen, vt.RETRIEVER), seen)
+    lists = sequential.top_lists(known, seen, 6)
+    requests = vt.prompts_for(lists, seen, TITLE_OF)
+    table = vt.scores(tiny, requests)
+    assert len(table) == 180 and table.groupby("userId")["probability"].sum().round(6).eq(1).all()
+    reordered = ranking.reorder(lists, vt.orders(table))
+    user, (shown, prompt) = next(iter(requests.items()))
+    (row,) = tiny.probabilities([prompt])
+    assert reordered.loc[reordered["userId"] == user, "movieId"].iloc[0] == shown[row.argmax()]
+    truth = lists.loc[lists["rank"] == 1, ["userId", "movieId"]]
+    assert metrics.score_table(reordered, truth, (6,))["Recall@6"].eq(1).all()
+
+
+def test_one_pass_takes_one_token_and_less_time_than_the_list(tiny):
+    table = vt.efficiency(tiny, (2, 4), candidates=5, history=5, repeats=1)
+    assert table["output_tokens"].tolist() == [15, 25]
+    assert table["prompt_tokens"].diff().iloc[1] == 2 * 10
+    assert (table["ratio"] > 2).all()
+    with pytest.raises(vt.VerbalizerError, match="leave the longer titles out"):
+        vt.efficiency(tiny, (1000,), candidates=5, history=5)
+
+
+def test_the_list_is_generated_with_a_cache_and_as_without(tiny):
+    """Without the cache each token would read the whole prompt again: an unfair rival."""
+    widths = []
+    tiny.model.eval().register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    ids = torch.tensor([tiny.encode(example(3))])
+    with torch.inference_mode():
+        found = vt._generate(tiny.model, ids, 4)[0].tolist()
+        assert widths == [ids.shape[1], 1, 1, 1]
+        for token in found:
+            assert tiny.model(input_ids=ids).logits[0, -1].argmax() == token
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+def test_three_orders_of_the_same_candidates_are_compared(ordered, tiny):
+    last = ordered.groupby("userId").cumcount(ascending=False) == 0
+    known, target = ordered.loc[~last], ordered.loc[last]
+    items = np.arange(40)
+    seen = sequential.Interactions.of(known, items)
+    found = sequential.unseen(sequential.transitions(seen, vt.RETRIEVER), seen)
+    lists = sequential.top_lists(found, seen, 6)
+    stage = (seen, lists, target)
+    protocol = vt.Protocol(None, items, TITLE_OF, stage, stage)
+    table = vt.compare_orders(tiny, protocol, "verbalizer", draws=20)
+    values = table.pivot(index="ranker", columns="metric", values="value")
+    assert set(values.index) == {"its own order", "random", "verbalizer"}
+    assert values["Recall@10"].nunique() == 1  # six candidates: the order cannot matter
+    assert values["NDCG@10"].nunique() == 3 and (table["users"] == 30).all()
+    own = metrics.score_table(lists, target)["MRR@10"].mean()
+    assert values.loc["its own order", "MRR@10"] == pytest.approx(own)
+    hits = values.loc["random", "Recall@10"]
+    by_chance = hits * np.mean([1 / np.log2(rank + 1) for rank in range(1, 7)])
+    assert values.loc["random", "NDCG@10"] == pytest.approx(by_chance, rel=0.15)
+
+
+def test_title_vectors_start_close_for_movies_watched_together(tiny):
+    before = tiny.model.get_input_embeddings().weight.detach().clone()
+    random = np.random.default_rng(0)
+    rows = [  # even users watch the first half of the catalogue, odd ones the second
+        (user, int(movie) + 20 * (user % 2))
+        for user in range(40)
+        for movie in random.permutation(20)[:10]
+    ]
+    table = pd.DataFrame(rows, columns=["userId", "movieId"])
+    seen = sequential.Interactions.of(table, np.arange(40))
+    vt.start_from_counts(tiny, seen, TITLE_OF)
+    after = tiny.model.get_input_embeddings().weight.detach()
+    ids = [tiny.tokenizer(prompts.quote(title))["input_ids"][0] for title in TITLES]
+    others = [i for i in range(len(after)) if i not in ids]
+    assert torch.equal(after[others], before[others])
+    vectors = torch.nn.functional.normalize(after[ids], dim=1)
+    likeness = vectors @ vectors.T - torch.eye(40)
+    within = likeness[:20, :20].sum() / 380
+    across = likeness[:20, 20:].mean()
+    assert within > across + 0.1

@@ -1,0 +1,115 @@
+"""Colours by libraries: told apart by colour-blind eyes (colorspacious), read on their ground."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import matplotlib.colors
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import slides
+
+from conftest import ROOT
+from helpers import plots
+from research import app
+
+colorspacious = pytest.importorskip("colorspacious", reason="needs pip install -e '.[tools]'")
+wcag = pytest.importorskip("wcag_contrast_ratio", reason="needs pip install -e '.[tools]'")
+
+KINDS = ["none", "deuteranomaly", "protanomaly", "tritanomaly"]
+# A difference of 1 in CAM02-UCS is about the least that is seen side by side.
+APART, FAR_APART = 10, 15
+LINE, TEXT = 3.0, 4.5  # WCAG 2.2, 1.4.11 and 1.4.3 (AA)
+
+
+def seen(colour: str, kind: str) -> np.ndarray:
+    """Return sRGB as an eye sees it, anomaly complete (severity 100)."""
+    rgb = np.array(matplotlib.colors.to_rgb(colour))
+    if kind == "none":
+        return rgb
+    space = {"name": "sRGB1+CVD", "cvd_type": kind, "severity": 100}
+    return np.clip(colorspacious.cspace_convert(rgb, space, "sRGB1"), 0, 1)
+
+
+def least_difference(colours, kind: str) -> float:
+    return min(
+        float(colorspacious.deltaE(seen(a, kind), seen(b, kind), input_space="sRGB1"))
+        for a, b in itertools.combinations(colours, 2)
+    )
+
+
+def contrast(colour: str, ground: str = "#FFFFFF") -> float:
+    return wcag.rgb(matplotlib.colors.to_rgb(colour), matplotlib.colors.to_rgb(ground))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_palette_is_told_apart(kind):
+    assert least_difference(plots.PALETTE, kind) >= APART
+    assert least_difference((plots.BLUE, plots.RED, plots.GREY), kind) >= FAR_APART  # slope chart
+
+
+def test_a_bad_palette_is_seen():
+    assert least_difference(("#D55E00", "#73A000"), "none") > FAR_APART
+    assert least_difference(("#D55E00", "#8C8C00"), "deuteranomaly") < APART
+    assert contrast("#E69F00") < LINE < contrast(plots.GREY) < TEXT < contrast(plots.BLUE)
+
+
+def test_marks_stand_out_from_white_and_do_not_rest_on_colour_alone():
+    """Orange and sky blue are too pale for white: their marks have an edge, and a shape each."""
+    table = pd.DataFrame(np.eye(6), columns=list("abcdef"))
+    figure = plots.lines(table, xlabel="x", ylabel="y")
+    drawn = figure.axes[0].lines
+    assert len({line.get_marker() for line in drawn}) == len(drawn) == 6
+    points = pd.DataFrame({"x": range(6), "y": range(6), "group": list("abcdef")})
+    other = plots.scatter(points, xlabel="x", ylabel="y")
+    edges = [line.get_markeredgecolor() for line in drawn]
+    edges += [edge for dots in other.axes[0].collections for edge in dots.get_edgecolors()]
+    assert len(edges) == 12
+    for edge in edges:
+        assert contrast(matplotlib.colors.to_hex(edge)) >= LINE
+    for colour in (plots.BLUE, plots.GREEN, plots.RED, plots.PURPLE, plots.GREY, plots.BLACK):
+        assert contrast(colour) >= LINE  # what is used without an edge
+    plt.close("all")
+
+
+STYLES = {
+    "app": app.STYLE,
+    "slides": (slides.TEMPLATES / "slides" / "index.html.j2").read_text(encoding="utf-8"),
+}
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_text_of_the_app_and_the_slides_is_read_on_its_ground(name):
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", STYLES[name].split("<script>")[0])
+    found = []
+    for selector, body in rules:
+        colour = re.search(r"(?<![-\w])color:\s*(#\w+)", body)
+        ground = re.search(r"background:\s*(#\w+)", body)
+        if colour:
+            found.append((selector.strip(), colour[1], ground[1] if ground else "#ffffff"))
+    assert len(found) >= 3
+    for selector, colour, ground in found:
+        assert contrast(colour, ground) >= TEXT, selector
+
+
+def test_code_on_slides_is_read_on_its_ground():
+    highlight = pytest.importorskip("pygments").highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    formatter = HtmlFormatter(style="default")
+    rules = formatter.get_style_defs(".highlight")
+    colours = dict(re.findall(r"\.(\w+) \{[^}]*?(?<![-\w])color: (#\w+)", rules))
+    code = ""
+    for path in sorted((ROOT / "notebooks").glob("0[1-6]_*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        code += "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    used = set(re.findall(r'class="(\w+)"', highlight(code, PythonLexer(), formatter)))
+    assert len(used & set(colours)) >= 10
+    ground = re.search(r"\.highlight \{ background: (#\w+)", STYLES["slides"])[1]
+    for name in (used - {"w"}) & set(colours):  # w is white space
+        assert contrast(colours[name], ground) >= TEXT, name
