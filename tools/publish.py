@@ -1,8 +1,8 @@
 """The repository's address in every place that needs it, from the one place that holds it.
 
-That place is ``Repository`` under ``[project.urls]`` in ``pyproject.toml``. ``python tools/course.py
-stamp`` writes it into the set-up cells (which fetch the course on Colab), the bars of the notebooks
-and the README. While there is no address the cells say what to do and there are no launch links.
+That place is ``Repository`` under ``[project.urls]`` in ``pyproject.toml``.
+``python tools/course.py stamp`` writes it into the set-up cells (which fetch the course on Colab),
+the bars of the notebooks and the README. While there is no address the cells say what to do and there are no launch links.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ tasks at once (P5, Geng et al. 2022; POD, Li et al. 2023). The model is any caus
 here* on documents made of the training histories: unlike the small model of
 :mod:`research.verbalizer_torch` it has read which movie follows which before anybody asks it.
 
-``python -m research.adapting`` does all of it on the leave-one-out protocol (``MOVIELENS_DIR`` names
-the data), and saves ``09_adapting.csv``, ``09_tasks.csv``, ``09_small.csv`` and the weights.
+``python -m research.adapting`` does all of it on the leave-one-out protocol (``MOVIELENS_DIR``
+names the data), and saves ``09_adapting.csv``, ``09_tasks.csv``, ``09_small.csv`` and the weights.
 """
 
 from __future__ import annotations

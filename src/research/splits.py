@@ -24,8 +24,8 @@ def split_by_hash(
 
     A row's part depends on that row alone: no sorting, no partition that all rows pass through, and
     the same split however the table is stored. This is the split for ratings by the million;
-    :func:`helpers.data.split` is the one behind the saved outputs. Keeps the columns and the partitions. The
-    hash is Spark's ``xxhash64``; shares come out within chance of ``weights``.
+    :func:`helpers.data.split` is the one behind the saved outputs. Keeps columns and partitions.
+    The hash is Spark's ``xxhash64``; shares come out within chance of ``weights``.
 
     Raises:
         ValueError: there is no weight, or one is not above 0.

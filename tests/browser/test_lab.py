@@ -12,8 +12,7 @@ import nbformat
 import pytest
 import room
 from browsers import shoot
-from peak_memory import PeakMemory
-from test_notebooks import CELL_TIMEOUT_S, MEMORY_LIMIT_MB, MEMORY_LIMIT_OF_08_MB
+from peak_memory import CELL_TIMEOUT_S, MEMORY_LIMIT_MB, MEMORY_LIMIT_OF_08_MB, PeakMemory
 
 from conftest import ROOT
 

@@ -14,15 +14,12 @@ import time
 
 import browsers
 import pytest
-from peak_memory import PeakMemory
+from peak_memory import CELL_TIMEOUT_S, MEMORY_LIMIT_MB, MEMORY_LIMIT_OF_08_MB, PeakMemory
 
 from conftest import ROOT
 from helpers.data import locate
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-MEMORY_LIMIT_MB = 1700  # what runs on Binder, which has 2 GB and JupyterLab in it
-MEMORY_LIMIT_OF_08_MB = 3000  # PyTorch and a JVM at once; it needs the extra, which Binder lacks
-CELL_TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="module")

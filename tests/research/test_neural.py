@@ -16,8 +16,8 @@ pytest.importorskip("safetensors")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from helpers import data
-from research import neural, sequential, splits
+from helpers import data  # noqa: E402
+from research import neural, sequential, splits  # noqa: E402
 from research.neural import Config, Network, NeuralError  # noqa: E402
 from research.sequential import Interactions  # noqa: E402
 

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import psutil
 
+MEMORY_LIMIT_MB = 1700  # what runs on Binder, which has 2 GB and JupyterLab in it
+MEMORY_LIMIT_OF_08_MB = 3000  # PyTorch and a JVM at once; it needs the extra, which Binder lacks
+CELL_TIMEOUT_S = 600
+
 
 def borrows(child: psutil.Process) -> bool:
     """Whether Java has forked this process, but it is not yet the program it will become.

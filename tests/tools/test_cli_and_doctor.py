@@ -140,21 +140,21 @@ def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
     committed = replies.Reply(keys[0], completion("x"), "", bodies[0])
     replies.write_jsonl([committed], project.replies_dir / "x.jsonl")
     sent, back = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    assert course.batch(project, "export", sent) == 0
+    assert course.exchange_batch(project, "export", sent) == 0
     names = [json.loads(line)["custom_id"] for line in sent.read_text().splitlines()]
     assert names == keys[1:]
     answer = {"custom_id": keys[1], "response": {"status_code": 200, "body": completion("yes")}}
     back.write_text(json.dumps(answer) + "\n")
     capsys.readouterr()
-    assert course.batch(project, "import", back) == 1  # one is still open
+    assert course.exchange_batch(project, "import", back) == 1  # one is still open
     assert capsys.readouterr().out.splitlines() == [
         "1 imported, 0 failed, 1 unanswered, 0 never asked", f"  {keys[2]}: unanswered"
     ]  # fmt: skip
-    assert course.batch(project, "export", sent) == 0
+    assert course.exchange_batch(project, "export", sent) == 0
     assert [json.loads(line)["custom_id"] for line in sent.read_text().splitlines()] == keys[2:]
     last = {"custom_id": keys[2], "response": {"status_code": 200, "body": completion("yes")}}
     back.write_text(json.dumps(last) + "\n")
-    assert course.batch(project, "import", back) == 0
+    assert course.exchange_batch(project, "import", back) == 0
 
 
 def test_the_doctors_own_checks_say_what_they_found(tmp_path, monkeypatch, settings):

@@ -277,7 +277,7 @@ def test_impossible_workers_are_refused():
 
 
 def test_the_command_prints_what_to_set_and_stops_at_ctrl_c(ready, tmp_path):
-    command = [sys.executable, "-m", "helpers.cluster", "--workers", "0"]
+    command = [sys.executable, str(ROOT / "tools" / "cluster.py"), "--workers", "0"]
     env = os.environ | {"TMPDIR": str(tmp_path)}
     # A run in the background ignores Ctrl-C, and its children inherit that.
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

@@ -50,12 +50,15 @@ def imports(path) -> set[str]:
 
 def test_every_import_of_the_package_is_declared():
     """What comes along with another package today may not come along tomorrow."""
-    modules = list((ROOT / "src" / "helpers").glob("*.py"))
+    modules = list((ROOT / "src").rglob("*.py"))
     assert {path.stem for path in modules} > EXTRA_MODULES
     for extra in (False, True):
         full = set().union(*(imports(p) for p in modules if (p.stem in EXTRA_MODULES) == extra))
         imported = {name.split(".")[0] for name in full}
-        foreign = {name.lower() for name in imported - set(sys.stdlib_module_names) - {"helpers"}}
+        foreign = {
+            name.lower()
+            for name in imported - set(sys.stdlib_module_names) - {"helpers", "research"}
+        }
         foreign = {
             {"sklearn": "scikit-learn"}.get(name, name.replace("_", "-")) for name in foreign
         }
@@ -65,9 +68,9 @@ def test_every_import_of_the_package_is_declared():
 
 
 def test_the_core_does_not_import_what_needs_an_extra():
-    for path in (ROOT / "src" / "helpers").glob("*.py"):
+    for path in (ROOT / "src").rglob("*.py"):
         if path.stem not in EXTRA_MODULES:
-            used = {name.removeprefix("helpers.").split(".")[0] for name in imports(path)}
+            used = {name.removeprefix("research.").split(".")[0] for name in imports(path)}
             assert not used & EXTRA_MODULES, path.name
 
 

@@ -51,7 +51,7 @@ def test_two_processes_share_no_file(tmp_path):
         (tmp_path / name).write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    clean["PYTHONPATH"] = f"{ROOT / 'tests' / 'support'}:{ROOT / 'tools'}"
+    clean["PYTHONPATH"] = ":".join(str(ROOT / name) for name in ("src", "tests/support", "tools"))
     done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     ran = (tmp_path / "ran.txt").read_text().splitlines()

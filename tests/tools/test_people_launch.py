@@ -146,7 +146,7 @@ def clone(tmp_path_factory) -> Path:
     copy_working_tree(folder, without=("tests/", "shared/"))
     give_address(folder, ADDRESS)
     stamped = dict(os.environ, HELPERS_HOME=str(folder))
-    command = [sys.executable, "-m", "helpers.cli", "stamp"]
+    command = [sys.executable, str(folder / "tools" / "course.py"), "stamp"]
     subprocess.run(command, env=stamped, check=True, capture_output=True)
     who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
     for command in (["init", "-q"], ["add", "-A"], [*who, "commit", "-q", "-m", "x"]):
