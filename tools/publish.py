@@ -2,7 +2,8 @@
 
 That place is ``Repository`` under ``[project.urls]`` in ``pyproject.toml``.
 ``python tools/course.py stamp`` writes it into the set-up cells (which fetch the course on Colab),
-the bars of the notebooks and the README. While there is no address the cells say what to do and there are no launch links.
+the bars of the notebooks and the README. While there is no address the cells say what to do and
+there are no launch links.
 """
 
 from __future__ import annotations
