@@ -15,15 +15,22 @@ import pandas as pd
 from pyspark.ml.recommendation import ALSModel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql.types import FloatType, IntegerType, StructField, StructType
 
 from helpers.candidates import NoCandidatesError, Remedy, best_rows, corrected_scores
 from research import parquet
 
-LISTS_SCHEMA = "userId int, rank int, movieId int, score float, support int"
+LISTS_SCHEMA = StructType(
+    [
+        *(StructField(name, IntegerType()) for name in ("userId", "rank", "movieId")),
+        StructField("score", FloatType()),
+        StructField("support", IntegerType()),
+    ]
+)
 """Columns of a table of candidates for all users, best first within a user."""
 
 
-_SCORES_AT_ONCE = 2_000_000
+SCORES_AT_ONCE = 2_000_000
 """Scores in one block of users: about 50 MB with the copies made on the way."""
 
 
@@ -76,7 +83,7 @@ def recommend_all(
         raise ValueError(f"n is {n} and buckets {buckets}; both must be at least 1.")
     remedy = remedy or Remedy("plain")
     movies = _movies(model, train, remedy)
-    size = max(1, _SCORES_AT_ONCE // max(1, len(movies.ids)))
+    size = max(1, SCORES_AT_ONCE // max(1, len(movies.ids)))
     rank = partial(_rank_blocks, movies=movies, remedy=remedy, n=n, size=size)
     users = model.userFactors.select(F.col("id").alias("userId"), "features")
     marks = seen.groupBy("userId").agg(F.collect_set("movieId").alias("seen"))
@@ -133,31 +140,35 @@ def _places(seen: pd.Series, movies: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def save_lists(
     lists: DataFrame, folder: Path | str, *, buckets: int = parquet.BUCKETS
-) -> parquet.Version:
+) -> parquet.Saved:
     """Write the result of :func:`recommend_all` (with the same ``buckets``) as Parquet by user.
 
-    Returns the version written; its ``rows["candidates"]`` counts the rows.
+    Returns what was written; its ``rows["candidates"]`` counts the rows.
 
     Raises:
         NoCandidatesError: there was no row; the folder's next reader finds an empty table.
     """
     tables = {"candidates": lists}
-    version = parquet.save(tables, folder, buckets=buckets, order=("userId", "rank"), aligned=True)
-    if not version.rows["candidates"]:
+    saved = parquet.save(tables, folder, buckets=buckets, order=("userId", "rank"), aligned=True)
+    if not saved.rows["candidates"]:
         raise NoCandidatesError(
             "No user has a movie left that could be recommended: lower the minimum support."
         )
-    return version
+    return saved
 
 
 def read_lists(
-    spark: SparkSession, folder: Path | str, users: Iterable[int] | None = None
+    spark: SparkSession,
+    folder: Path | str,
+    users: Iterable[int] | None = None,
+    *,
+    buckets: int = parquet.BUCKETS,
 ) -> DataFrame:
     """Return the saved candidates (:data:`LISTS_SCHEMA`), of some users or all, in no fixed order.
 
     For some users only the files of their buckets are opened.
 
     Raises:
-        parquet.ParquetError: the folder holds no finished write.
+        ParquetError: the folder holds none.
     """
-    return parquet.load(spark, folder, "candidates", users)
+    return parquet.load(spark, folder, "candidates", LISTS_SCHEMA, users=users, buckets=buckets)

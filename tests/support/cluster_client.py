@@ -51,7 +51,7 @@ def main(folder: Path, watched: bool) -> None:
     spark = get_spark(settings)
     up = time.perf_counter() - started
     parquet.save_tables(data.load(spark, data.locate()), folder / "movielens", buckets=BUCKETS)
-    tables = parquet.load_tables(spark, folder / "movielens")
+    tables = parquet.load_tables(spark, folder / "movielens", buckets=BUCKETS)
     by_hash = splits.split_by_hash(tables.ratings)
     train, validation, test = data.split(tables.ratings)
     if watched:

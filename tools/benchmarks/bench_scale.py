@@ -155,7 +155,9 @@ def run_one(ratings: int, folder: Path) -> list[dict]:
     with clock.step("load"):
         parquet.save({"ratings": data.load(spark, dataset).ratings}, stored, buckets=blocks)
     with clock.step("fit"):
-        table = parquet.load(spark, stored, "ratings").select("userId", "movieId", "rating")
+        table = parquet.load(spark, stored, "ratings", data.SCHEMAS["ratings"]).select(
+            "userId", "movieId", "rating"
+        )
         model = als.make_als(RANK, REG, max_iter=ITERATIONS, blocks=blocks).fit(table)
         users, movies = model.userFactors.count(), model.itemFactors.count()
     with clock.step("top 100"):
