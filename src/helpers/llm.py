@@ -299,11 +299,21 @@ def model(settings: Settings | None = None) -> str:
 def describe(settings: Settings | None = None) -> str:
     """Return one line that says who answers."""
     settings = settings or Settings.from_env()
-    return {
+    line = {
         "live": f"LLM: live, {settings.llm_model}",
         "recorded": f"LLM: recorded replies, {PROVENANCE}",
         "none": "LLM: none; lists keep the retriever's order and profiles are plain tables",
     }[mode(settings)]
+    name = missing(settings)
+    return line + (f"; no server is asked, because {name} is not set" if name else "")
+
+
+def missing(settings: Settings) -> str:
+    """Return the variable without which the server that is half configured is not asked, or ""."""
+    server = settings.llm_base_url or settings.llm_api_key
+    if settings.llm_mode in {"recorded", "none"} or bool(server) == bool(settings.llm_model):
+        return ""
+    return "LLM_MODEL" if server else "OPENAI_BASE_URL"
 
 
 @dataclass(frozen=True)
