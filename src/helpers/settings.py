@@ -37,8 +37,10 @@ class Settings:
     llm_model: str | None = None
     llm_base_url: str | None = None
     llm_api_key: str | None = field(default=None, repr=False)
+    llm_query: dict[str, str] = field(default_factory=dict)
     llm_timeout_s: float = 60.0
     llm_max_tokens: int = 200_000
+    llm_reply_tokens: int = 4000
     llm_budget_usd: float | None = None
     llm_price_in: float | None = None
     llm_price_out: float | None = None
@@ -70,6 +72,10 @@ class Settings:
         """Saved models, the local reply store and other files that can be made again."""
         return self.data_dir / "cache"
 
+    def scrub(self, text: str) -> str:
+        """Replace the key by ``[key]``."""
+        return text.replace(self.llm_api_key, "[key]") if self.llm_api_key else text
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the settings from ``environ`` (default: the process environment).
@@ -99,6 +105,7 @@ class Settings:
             llm_api_key=env.get("OPENAI_API_KEY", "").strip() or None,
             llm_timeout_s=_positive(env, "LLM_TIMEOUT_S", 60.0),
             llm_max_tokens=_count(env, "LLM_MAX_TOKENS", 200_000),
+            llm_reply_tokens=_count(env, "LLM_REPLY_TOKENS", 4000),
             llm_budget_usd=_optional(env, "LLM_BUDGET_USD"),
             llm_price_in=_optional(env, "LLM_PRICE_IN"),
             llm_price_out=_optional(env, "LLM_PRICE_OUT"),
