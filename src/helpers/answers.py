@@ -24,7 +24,7 @@ def read(text: str | None, schema: type[BaseModel] | dict) -> Answer:
     try:
         value = json.loads(text or "")
         if isinstance(schema, dict):
-            jsonschema.validate(value, schema)
+            jsonschema.Draft202012Validator(schema).validate(value)
         else:
             value = schema.model_validate(value)
     except (ValueError, jsonschema.ValidationError):

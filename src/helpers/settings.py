@@ -37,7 +37,7 @@ class Settings:
     llm_model: str | None = None
     llm_base_url: str | None = None
     llm_api_key: str | None = field(default=None, repr=False)
-    llm_query: dict[str, str] = field(default_factory=dict)
+    llm_query: dict[str, str] = field(default_factory=dict, hash=False)
     llm_timeout_s: float = 60.0
     llm_max_tokens: int = 200_000
     llm_reply_tokens: int = 4000
