@@ -125,7 +125,7 @@ def test_run_without_java_or_data_is_one_sentence(project, tmp_path, capsys, mon
 def test_a_wrong_setting_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setenv("LLM_MODE", "banana")
     assert cli.main(["run"]) == 1
-    assert capsys.readouterr().err == "LLM_MODE is 'banana'; use auto, live, recorded or none.\n"
+    assert capsys.readouterr().err == "LLM_MODE must be auto, live, recorded or none.\n"
 
 
 def test_batch_sends_each_open_request_once(project, tmp_path, capsys):

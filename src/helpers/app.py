@@ -239,10 +239,8 @@ class Pipeline:
         back = [shown.index(movie) for movie in first]
         result = ranking.read_ranking(answer.text, len(shown), fallback=back)
         flagged = int((audit["verdict"] == "flagged").sum())
-        notice = (
-            f"The profile is a stored LLM reply by {asked.model}; {flagged} of its claims were "
-        )
-        notice += "left out. "
+        notice = f"The profile is a stored LLM reply by {asked.model}; "
+        notice += f"{flagged} of its claims were left out. "
         if result.failed:
             notice += f"No LLM ranking ({answer.why or result.why}): the retriever's order is kept."
             return Person(user, rated, liked, text, None, {}, notice)

@@ -820,10 +820,8 @@ def describe(settings: Settings | None = None) -> str:
         "recorded": f"LLM: recorded replies, {PROVENANCE}",
         "none": "LLM: none; lists keep the retriever's order and profiles are plain tables",
     }[mode(settings)]
-    if settings.llm_mode == "none" or is_live(settings):
-        return line
     path = settings.cache_dir / "replies.sqlite"
-    if path.exists():
+    if settings.llm_mode != "none" and not is_live(settings) and path.exists():
         with LocalStore(path) as store:
             if models := store.models():
                 line += f"; for the rest your own stored replies, by {', '.join(models)}"
@@ -833,13 +831,10 @@ def describe(settings: Settings | None = None) -> str:
 
 def missing(settings: Settings) -> str:
     """Return the variable without which the server that is half configured is not asked, or ""."""
-    if settings.llm_mode in {"recorded", "none"}:
+    server = settings.llm_base_url or settings.llm_api_key
+    if settings.llm_mode in {"recorded", "none"} or bool(server) == bool(settings.llm_model):
         return ""
-    if settings.llm_base_url and not settings.llm_model:
-        return "LLM_MODEL"
-    if settings.llm_model and not (settings.llm_base_url or settings.llm_api_key):
-        return "OPENAI_BASE_URL"
-    return ""
+    return "LLM_MODEL" if server else "OPENAI_BASE_URL"
 
 
 @dataclass(frozen=True)
