@@ -803,7 +803,17 @@ def mode(settings: Settings | None = None) -> str:
         return "live"
     if settings.llm_mode == "none":
         return "none"
-    return "recorded" if CommittedStore(settings.replies_dir).all() else "none"
+    committed = CommittedStore(settings.replies_dir).all()
+    return "recorded" if committed or _stored_models(settings) else "none"
+
+
+def _stored_models(settings: Settings) -> list[str]:
+    """Return the models whose earlier live replies the local store holds."""
+    path = settings.cache_dir / "replies.sqlite"
+    if not path.exists():
+        return []
+    with LocalStore(path) as store:
+        return store.models()
 
 
 def model(settings: Settings | None = None) -> str:
@@ -817,14 +827,16 @@ def describe(settings: Settings | None = None) -> str:
     settings = settings or Settings.from_env()
     line = {
         "live": f"LLM: live, {settings.llm_model}",
-        "recorded": f"LLM: recorded replies, {PROVENANCE}",
+        "recorded": "LLM: ",
         "none": "LLM: none; lists keep the retriever's order and profiles are plain tables",
     }[mode(settings)]
-    path = settings.cache_dir / "replies.sqlite"
-    if settings.llm_mode != "none" and not is_live(settings) and path.exists():
-        with LocalStore(path) as store:
-            if models := store.models():
-                line += f"; for the rest your own stored replies, by {', '.join(models)}"
+    if mode(settings) == "recorded":
+        sources = []
+        if CommittedStore(settings.replies_dir).all():
+            sources.append(f"recorded replies, {PROVENANCE}")
+        if models := _stored_models(settings):
+            sources.append(f"your own stored replies, by {', '.join(models)}")
+        line += "; for the rest ".join(sources)
     name = missing(settings)
     return line + (f"; no server is asked, because {name} is not set" if name else "")
 
