@@ -337,6 +337,7 @@ _FORMAT = (
     r"response.?schema|response.?mime"
 )
 _WINDOW = r"(maximum|max|exceed\w*).{0,30}context|context.{0,15}(length|window|size)|too large"
+_NOT = r"not (supported|allowed|permitted|available|enabled|implemented)|unsupported|disabled"
 _TOO_LARGE = r"too (large|high|big)|at most|less than|valid range|maximum (allowed )?(value|number)"
 _INSTEAD = "\n\nAnswer with JSON that fits this JSON schema, and with nothing else:\n"
 
@@ -366,6 +367,8 @@ def adapted(body: Body, changes: Changes) -> Body:
                 sent.pop(name, None)
         else:
             sent.pop(name, None)
+    if not sent.get("logprobs"):
+        sent.pop("top_logprobs", None)  # which needs it
     return sent
 
 
@@ -432,8 +435,8 @@ def refusal(sent: Body, words: str, changes: Changes) -> tuple[str, str] | None:
             kind = r"parameter|argument|field|property|option"
             note(
                 (name, ""),
-                rf"['\"`]{name}['\"`]|\b({kind}|input|un\w+|extra)s?[:=]?\s+{name}\b|"
-                rf"\b{name} (is|are|was|{kind})\b|\b{name} ?[=<>]",
+                rf"['\"`]{name}['\"`]|\b({kind}|input|un\w+|extra)s?( supplied)?[:=]?\s+{name}\b|"
+                rf"\b{name} ({kind}|(is|are) ({_NOT}))\b|\b{name} ?[=<>]",
             )
     return min(places, key=places.__getitem__, default=None)
 

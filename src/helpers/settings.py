@@ -45,7 +45,6 @@ class Settings:
     llm_base_url: str | None = field(default=None, repr=False)
     llm_query: dict[str, str] = field(default_factory=dict, repr=False, hash=False)
     llm_api_key: str | None = field(default=None, repr=False)
-    llm_query: dict[str, str] = field(default_factory=dict, hash=False)
     llm_timeout_s: float = 60.0
     llm_max_tokens: int = 200_000
     llm_reply_tokens: int = 4000
@@ -79,10 +78,6 @@ class Settings:
     def cache_dir(self) -> Path:
         """Saved models, the local reply store and other files that can be made again."""
         return self.data_dir / "cache"
-
-    def scrub(self, text: str) -> str:
-        """Replace the key by ``[key]``."""
-        return text.replace(self.llm_api_key, "[key]") if self.llm_api_key else text
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
