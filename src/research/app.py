@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import ipywidgets
 import numpy as np
 import pandas as pd
-from openai.types.chat import ChatCompletion
 from pyspark.sql import SparkSession
 
-from helpers import als, candidates, data, llm, prompts, ranking, replies
+from helpers import als, candidates, data, llm, prompts, ranking
+from helpers.replies import request_key
 from helpers.settings import Settings
 from helpers.spark import close_spark, get_spark
 
@@ -161,10 +161,7 @@ class Pipeline:
         """Keep the tables; ``ratings`` are all known ones, which are never recommended."""
         self.retriever, self._ratings, self._movies = retriever, ratings, movies
         # Stores alone: whatever server is configured, a look at a user sends and notes nothing.
-        self._stores = [replies.CommittedStore(settings.replies_dir)]
-        self._stores.insert(0, replies.LocalStore(settings.cache_dir / "replies.sqlite"))
-        if settings.llm_mode == "none":
-            self._stores = []
+        self._stores = llm.Stores(settings)
         self._named = movies.set_index("movieId")
         self.person = functools.lru_cache(maxsize=64)(self._person)
         self._candidates = functools.lru_cache(maxsize=256)(self._recommend)
@@ -179,17 +176,19 @@ class Pipeline:
     def _stored_texts(self) -> set[str]:
         return {
             reply.request["messages"][-1]["content"]
-            for store in self._stores
+            for store in (self._stores.committed, self._stores.local)
             for reply in store.all()
-            if reply.request.get("messages")
+            if reply.request.get("messages") and self._stores.settings.llm_mode != "none"
         }
 
     def _stored(self, messages: prompts.Messages, schema: type) -> llm.Outcome:
         body = {"messages": messages, "response_format": llm.response_format(schema)}
-        key = replies.request_key(body)
-        for store in self._stores:
-            if reply := store.get(key):
-                return llm.outcome_of(ChatCompletion.model_validate(reply.response))
+        reply = self._stores.find(body)
+        if reply is None and self._stores.settings.llm_mode != "none":
+            # One that is not usable says why.
+            reply = self._stores.local.get(request_key(body))
+        if reply is not None:
+            return llm.outcome_of(body, reply.response, reply.origin)
         return llm.Outcome(None, "no_reply", "no reply is stored for this user")
 
     def recorded_users(self) -> list[int]:
@@ -240,11 +239,12 @@ class Pipeline:
         back = [shown.index(movie) for movie in first]
         result = ranking.read_ranking(answer.text, len(shown), fallback=back)
         flagged = int((audit["verdict"] == "flagged").sum())
-        notice = f"The profile is a stored LLM reply; {flagged} of its claims were left out. "
+        notice = f"The profile is a stored LLM reply by {asked.model}; "
+        notice += f"{flagged} of its claims were left out. "
         if result.failed:
             notice += f"No LLM ranking ({answer.why or result.why}): the retriever's order is kept."
             return Person(user, rated, liked, text, None, {}, notice)
-        notice += f"The ranking too; repairs to it: {result.repairs.total}."
+        notice += f"The ranking is one by {answer.model}; repairs to it: {result.repairs.total}."
         reasons = {shown[position]: why for position, why in result.reasons.items()}
         return Person(
             user,
@@ -510,6 +510,6 @@ def page(settings: Settings | None = None) -> ipywidgets.Widget:
     except (data.DataError, RuntimeError) as error:
         return ipywidgets.HTML(f"<p role='status'>{html.escape(str(error))}</p>")
     ratings, movies = (data.load_pandas(dataset, name) for name in ("ratings", "movies"))
-    told = (dataset.describe(), f"LLM replies: {llm.PROVENANCE}.")
+    told = (dataset.describe(), f"LLM replies by claude: {llm.PROVENANCE}.")
     about = ipywidgets.HTML(f"<p>{'<br>'.join(html.escape(line) for line in told)}</p>")
     return ipywidgets.VBox([about, build(Pipeline(retriever, ratings, movies, settings))])
