@@ -16,7 +16,7 @@ pytest.importorskip("safetensors")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from helpers import data
+from helpers import data  # noqa: E402
 from research import neural, sequential, splits  # noqa: E402
 from research.neural import Config, Network, NeuralError  # noqa: E402
 from research.sequential import Interactions  # noqa: E402
@@ -657,9 +657,7 @@ def test_the_committed_weights_give_the_recorded_result(real):
     protocol = neural.Protocol.of(data.load_pandas(real, "ratings"))
     made = neural.load(path, protocol.seen.items, "lrurec")
     assert made.config == Config.of("lrurec", seed=0)
-    assert (
-        neural.metadata_of(path)["command"] == "python -m research.neural --model lrurec --seed 0"
-    )
+    assert neural.metadata_of(path)["command"] == "python -m helpers.neural --model lrurec --seed 0"
     table = pd.read_csv(ROOT / "data" / "results" / "07_llamarec.csv")
     recorded = table.loc[(table.system == "lrurec") & (table.seed == 0)].set_index("metric").value
     ranks = neural.ranks_on_test(made, protocol)

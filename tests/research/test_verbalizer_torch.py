@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from helpers import metrics, prompts, ranking
+from helpers import metrics, prompts, ranking  # noqa: E402
 from helpers.settings import Settings  # noqa: E402
 from research import sequential  # noqa: E402
 from research import verbalizer_torch as vt  # noqa: E402

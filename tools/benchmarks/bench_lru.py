@@ -23,7 +23,7 @@ torch = pytest.importorskip(
 )
 import torch.nn.functional as F  # noqa: E402, N812
 
-from helpers import data
+from helpers import data  # noqa: E402
 from research import neural  # noqa: E402
 from research.neural import Config, Layout, Network  # noqa: E402
 
