@@ -10,7 +10,7 @@ import numpy as np
 GENRES_100K = (
     "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|"
     "Film-Noir|Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
-).split("|")
+)
 TITLES = (
     "Misérables, Les (1995)",
     "Star Wars: Episode IV - A New Hope (1977)",
@@ -47,7 +47,8 @@ def ratings(users: int, movies: int, seed: int) -> list[Rating]:
     return rows
 
 
-def genres(number: int, names: list[str]) -> list[str]:
+def genres(number: int) -> list[str]:
+    names = GENRES_100K.split("|")
     return sorted({names[1 + number % 18], names[1 + number * 7 % 18]})
 
 
@@ -56,17 +57,21 @@ def write_ml_100k(folder: Path, users: int = 60, movies: int = 200, seed: int = 
     named = titles(movies)
     lines = []
     for number, title in enumerate(named, 1):
-        of = genres(number, GENRES_100K)
+        of = genres(number)
         date, url = "01-Jan-1995", f"http://us.imdb.com/M/title-exact?{number}"
+        if number == 12:
+            title = named[10]  # ml-100k has movies under two ids
         if number == min(10, movies):
             title, date, url, of = "unknown", "", "", ["unknown"]
-        flags = "|".join(str(int(name in of)) for name in GENRES_100K)
+        flags = "|".join(str(int(name in of)) for name in GENRES_100K.split("|"))
         lines.append(f"{number}|{title}|{date}||{url}|{flags}")
     rows = ratings(users, movies, seed)
     np.random.default_rng(seed).shuffle(rows)  # u.data is in no order
     _write(folder / "u.data", ("\t".join(map(str, row)) for row in rows))
     _write(folder / "u.item", lines)
-    _write(folder / "u.genre", [*(f"{name}|{i}" for i, name in enumerate(GENRES_100K)), ""])
+    _write(
+        folder / "u.genre", [*(f"{name}|{i}" for i, name in enumerate(GENRES_100K.split("|"))), ""]
+    )
     _write(folder / "u.user", (f"{user}|24|M|technician|85711" for user in range(1, users + 1)))
     return folder
 
@@ -92,7 +97,7 @@ def write_ml_10m(folder: Path, users: int = 60, movies: int = 200, seed: int = 0
 
 def _movies_dat(movies: int) -> Iterable[str]:
     for number, title in enumerate(titles(movies), 1):
-        yield f"{number}::{title}::{'|'.join(genres(number, GENRES_100K))}"
+        yield f"{number}::{title}::{'|'.join(genres(number))}"
 
 
 def _write(path: Path, lines: Iterable[str], encoding: str = "latin-1") -> None:

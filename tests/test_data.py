@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import releases
 
 from helpers import data
 from helpers.data import DataError, Dataset, DownloadError, check, download, load, locate, split
@@ -143,7 +144,7 @@ def test_latin_1_is_named_with_its_line(folder, name):
     assert str(caught.value).startswith(f"{name}, line {expected}, column {column}: not UTF-8")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv"])
 def test_a_missing_file(folder, name):
     (folder / name).unlink()
     with pytest.raises(DataError, match=f"^{name} is missing"):
@@ -277,7 +278,7 @@ def test_movielens_dir_that_points_nowhere_is_an_error(home, tmp_path):
         locate(dataclasses.replace(home, movielens_dir=tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv"])
 def test_movielens_dir_that_lacks_a_file_is_an_error(home, folder, name):
     (folder / name).unlink()
     with pytest.raises(DataError, match=f"{name} is missing in the folder found by MOVIELENS_DIR"):
@@ -299,6 +300,46 @@ def test_a_change_in_any_of_the_four_files_is_not_verified(home, folder, monkeyp
     with (folder / name).open("a", encoding="utf-8") as file:
         file.write("\n")
     assert not locate(dataclasses.replace(home, movielens_dir=folder)).verified
+
+
+# --- other releases -----------------------------------------------------------------------------
+
+FORMS = {
+    "ml-100k": (releases.write_ml_100k, "u.data and u.item", "unknown"),
+    "ml-1m": (releases.write_ml_1m, "ratings.dat and movies.dat", "Movie 9, The (1939)"),
+    "ml-10M100K": (releases.write_ml_10m, "ratings.dat and movies.dat", "Movie 9, The (1939)"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_release_is_read_as_it_comes(home, tmp_path, spark, name):
+    write, files, tenth = FORMS[name]
+    found = locate(dataclasses.replace(home, movielens_dir=write(tmp_path / name)))
+    assert (found.name, found.verified, found.simulated) == (name, False, False)
+    assert found.describe() == (
+        f"Data: {name}, converted from {files}, unverified (found by MOVIELENS_DIR)"
+    )
+    counts = check(found)
+    assert (counts.users, counts.movies, counts.links) == (60, 200, 0)
+    assert counts.tags == (3 if name == "ml-10M100K" else 0)
+    expected = releases.ratings(60, 200, 0)
+    ratings = data.load_pandas(found, "ratings").astype({"rating": float})
+    if name == "ml-10M100K":
+        ratings["rating"] += 0.5 * (ratings["movieId"] % 2)
+    assert sorted(ratings.itertuples(index=False, name=None)) == sorted(expected)
+    tables = load(spark, found)
+    for table in data.TABLES:
+        assert getattr(tables, table).schema == data.SCHEMAS[table]
+        assert getattr(tables, table).count() == len(data.load_pandas(found, table))
+    movies = [tuple(row) for row in tables.movies.orderBy("movieId").collect()]
+    assert movies == list(data.load_pandas(found, "movies").itertuples(index=False, name=None))
+    assert [title for _, title, _ in movies[:7]] == list(releases.TITLES)
+    assert movies[9][1] == tenth
+    assert movies[9][2] == ("(no genres listed)" if tenth == "unknown" else "Horror|War")
+    assert [genres for _, _, genres in movies[1:3]] == ["Animation|Sci-Fi", "Children's"]
+    if name == "ml-10M100K":
+        tags = data.load_pandas(found, "tags")["tag"].tolist()
+        assert tags == ['très "bien", really', "a::b", "NA"]
 
 
 # --- downloading --------------------------------------------------------------------------------
