@@ -176,7 +176,7 @@ def locate(settings: Settings | None = None) -> Dataset:
 def _dataset(folder: Path, source: str, settings: Settings, note: str = "") -> Dataset:
     try:
         folder, form = releases.find(folder, source)
-        name = folder.resolve().name
+        name = folder.resolve().name.encode(errors="replace").decode()  # printed everywhere
         if form != releases.FOUR_FILES:
             note = f"converted from {form[0]} and {form[1]}"
             path = releases.convert(folder, form, settings.cache_dir / "converted")
@@ -361,6 +361,17 @@ def check(dataset: Dataset) -> Counts:
     Raises:
         DataError: the first fault found, with its file, line (1 is the header) and column.
     """
+    try:
+        return _check(dataset)
+    except DataError as error:
+        if not dataset.note.startswith("converted"):
+            raise
+        raise DataError(
+            f"{str(error).rstrip('.')} (these CSV files were {dataset.note})."
+        ) from None
+
+
+def _check(dataset: Dataset) -> Counts:
     ids = {table: _read_ids(dataset.path / f"{table}.csv", table) for table in TABLES}
     known = np.unique(ids["movies"]["movieId"])
     _unique(dataset, "ratings", ids["ratings"], ["userId", "movieId"])
@@ -392,7 +403,7 @@ def _check_header(path: Path, table: str) -> None:
     if not path.is_file():
         raise DataError(f"{path.name} is missing: put it beside the other files.")
     with path.open("rb") as file:
-        first = file.readline()
+        first = file.readline(10_000)
     if b"\0" in first:
         raise DataError(f"{path.name}, line 1: this is UTF-16 or UTF-32; save the file as UTF-8.")
     line = first.decode("utf-8-sig", errors="replace").rstrip("\r\n")
@@ -430,18 +441,20 @@ def _read_ids(path: Path, table: str) -> dict[str, np.ndarray]:
     return {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
-def _blocks(path: Path, table: str) -> Iterable[pa.RecordBatch]:
+def _blocks(path: Path, table: str) -> Iterator[pa.RecordBatch]:
+    # Arrow takes a path only in UTF-8; a file opened here may have any name.
     with path.open("rb") as file:
         if len(file.readline()) == path.stat().st_size:
-            return []  # Arrow wants a line end after a header without rows
-    return pacsv.open_csv(
-        path,
-        read_options=pacsv.ReadOptions(block_size=16 << 20),
-        parse_options=pacsv.ParseOptions(newlines_in_values=True),
-        convert_options=pacsv.ConvertOptions(
-            column_types=dict.fromkeys(_COLUMNS[table], pa.string()), strings_can_be_null=False
-        ),
-    )
+            return  # Arrow wants a line end after a header without rows
+        file.seek(0)
+        yield from pacsv.open_csv(
+            file,
+            read_options=pacsv.ReadOptions(block_size=16 << 20),
+            parse_options=pacsv.ParseOptions(newlines_in_values=True),
+            convert_options=pacsv.ConvertOptions(
+                column_types=dict.fromkeys(_COLUMNS[table], pa.string()), strings_can_be_null=False
+            ),
+        )
 
 
 def _check_block(path: Path, table: str, batch: pa.RecordBatch, rows_before: int) -> None:

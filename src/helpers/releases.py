@@ -36,6 +36,7 @@ _GENRES_100K = (
     "Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
 )
 """The flags of u.item after the first, "unknown"."""
+_SEPARATORS = {"::": "'::'", ";": "';'", "\t": "a tab", "|": "'|'", " ": "a space"}
 _SPELLINGS = {
     "userId": {"userid", "user", "uid"},
     "movieId": {"movieid", "itemid", "movie", "item", "mid", "iid"},
@@ -66,8 +67,10 @@ def find(folder: Path, source: str) -> tuple[Path, tuple[str, str]]:
         DataError: there is no such folder, it lacks a file, or several folders in it have one.
     """
     if folder.is_file():
-        todo = "unpack it and name the folder" if _packed(folder.name) else "name the folder"
-        raise DataError(f"{source} names a file, {folder.name}: {todo} with the MovieLens files.")
+        todo = "unpack it and " if _packed(folder.name) else ""
+        raise DataError(
+            f"{source} names a file, {folder.name}: {todo}name the folder with the MovieLens files."
+        )
     if not folder.is_dir():
         raise DataError(
             f"{source} names a folder that does not exist: {folder}; point it at a folder with "
@@ -84,16 +87,15 @@ def find(folder: Path, source: str) -> tuple[Path, tuple[str, str]]:
         several = _listed(sorted(path.name for path in inside))
         raise DataError(f"{source} names a folder that holds {several}: name one of them.")
     missing = [name for name in nearest if name not in names]
-    held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    todo = (
-        "a MovieLens folder holds ratings.csv and movies.csv, or u.data and u.item (ml-100k), "
-        "or ratings.dat and movies.dat (ml-1m)"
-    )
-    if packed := [name for name in held if _packed(name)]:
-        todo = f"unpack {packed[0]} and name its folder"
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    held = [path.name + "/" * path.is_dir() for path in entries]
+    packed = [name for name in held if _packed(name)]
     raise DataError(
         f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing in the folder found by "
-        f"{source}, which holds {_listed(held) or 'nothing'}; {todo}."
+        f"{source}, which holds {_listed(held) or 'nothing'}; "
+        + (f"if MovieLens is in {_listed(packed)}, unpack it first, " if packed else "")
+        + "ratings.csv and movies.csv are wanted, or u.data and u.item (ml-100k), or ratings.dat "
+        "and movies.dat (ml-1m)."
     )
 
 
@@ -135,7 +137,9 @@ def convert(folder: Path, form: tuple[str, str], cache: Path) -> Path:
     target = cache / folder.resolve().name / key
     if target.is_dir():
         return target
-    with storing(target):
+    for path in sources:
+        path.open("rb").close()  # a file that cannot be read is no fault of the cache
+    with storing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
         try:
@@ -184,10 +188,11 @@ def _tags(path: Path) -> Iterator[Iterable[str]]:
 
 def _movies_1m(path: Path) -> Iterator[Iterable[str]]:
     for number, line in _lines(path):
-        movie, *title, genres = line.split("::")
-        if not (movie.isdecimal() and title):
+        match = re.fullmatch("([0-9]{1,9})::(.+)::(.*)", line)
+        if not match:
             raise _fault(path, number, line, "movie, title and genres, with '::' between")
-        yield movie, "::".join(title), genres.strip() or NO_GENRES
+        movie, title, genres = match.groups()
+        yield movie, title, genres.strip() or NO_GENRES
 
 
 def _movies_100k(path: Path) -> Iterator[Iterable[str]]:
@@ -195,12 +200,10 @@ def _movies_100k(path: Path) -> Iterator[Iterable[str]]:
         fields = line.split("|")
         flags = fields[-18:]
         if len(fields) < 24 or not fields[0].isdecimal() or {*flags} - {"0", "1"}:
-            raise _fault(
-                path, number, line, "movie, title, two dates, address and 19 flags, by '|'"
-            )
-        genres = [
-            name for name, flag in zip(_GENRES_100K.split("|"), flags, strict=True) if flag == "1"
-        ]
+            what = "movie, title, two dates, address and 19 flags, with '|' between"
+            raise _fault(path, number, line, what)
+        named = zip(_GENRES_100K.split("|"), flags, strict=True)
+        genres = [name for name, flag in named if flag == "1"]
         title = "|".join(fields[1:-22])
         # The release itself calls movie 267 "unknown".
         yield fields[0], title if title.strip() else "unknown", "|".join(genres) or NO_GENRES
@@ -235,26 +238,17 @@ def header_fault(line: str, wanted: list[str]) -> str | None:
     if fields == wanted:
         return None
     header = f"the header should be {','.join(wanted)}"
-    for separator, name in (
-        ("::", "'::'"),
-        (";", "';'"),
-        ("\t", "a tab"),
-        ("|", "'|'"),
-        (" ", "a space"),
-    ):
+    for separator, name in _SEPARATORS.items():
         parts = [part.strip('" ') for part in line.split(separator)]
         named = parts[0].isdecimal() or any(map(_column, parts))
-        if len(parts) > len(fields) and named:
+        if len(parts) > len(fields) and named and (len(fields) == 1 or separator not in " |"):
             return f"the separator is {name}; write the file with commas, {header}"
     if fields[0].strip().isdecimal():
         return f"there is no header; put {','.join(wanted)} above this line"
-    odd = {name: _column(name) for name in fields if name not in wanted}
-    odd = {
-        name: column for name, column in odd.items() if column in wanted and column not in fields
-    }
+    missing = {*wanted} - {*fields}
+    odd = [f"{name!r} should be {_column(name)}" for name in fields if _column(name) in missing]
     if odd:
-        renamed = ", ".join(f"{name!r} should be {column}" for name, column in odd.items())
-        return f"{renamed}; {header}"
+        return f"{', '.join(odd)}; {header}"
     for column in wanted:
         if column not in fields:
             return f"column {column} is missing; {header}"
