@@ -15,8 +15,10 @@ from misbehaving_server import completion, serve
 from test_llm import KEY, MESSAGES, ask, live, offline  # noqa: F401
 
 from conftest import ROOT
-from helpers import answers, bias, llm, prompts, ranking, replies
+from helpers import answers, llm, prompts, ranking, replies
 from helpers.ranking import LetterRanking, RankingReply, Repairs
+from research import bias
+from research.paradigm_prompts import CitedRanking, NamedMovie, NamedMovies, Queries
 
 
 def letters_reply(*names: str) -> str:
@@ -275,10 +277,10 @@ def test_a_value_of_another_shape_is_unreadable_with_a_plain_reason():
         loose = PROFILE % '{"name": "x", "movie_ids": ["12", 3], "confidence": 0.9}'
         assert answers.read(loose, schema).value is not None
     assert answers.read(loose, prompts.Profile).value.genres[0].movie_ids == [12, 3]
-    named = answers.read('[{"title": "M", "year": "1931"}, {"title": "X', prompts.NamedMovies)
-    assert named.value.movies == [prompts.NamedMovie(title="M", year=1931)] and named.repairs == 1
+    named = answers.read('[{"title": "M", "year": "1931"}, {"title": "X', NamedMovies)
+    assert named.value.movies == [NamedMovie(title="M", year=1931)] and named.repairs == 1
     # A ranking with reasons has two fields: a list alone could be either.
-    assert answers.read('["A", "B"]', prompts.CitedRanking).value is None
+    assert answers.read('["A", "B"]', CitedRanking).value is None
 
 
 HOSTILE = [
@@ -328,7 +330,7 @@ def test_no_text_makes_the_reader_raise(text):
 SCHEMAS = {
     schema.__name__: schema
     for schema in (
-        prompts.Profile, prompts.NamedMovies, prompts.Queries, prompts.CitedRanking,
+        prompts.Profile, NamedMovies, Queries, CitedRanking,
         RankingReply, LetterRanking, bias.LabelRanking,
     )
 }  # fmt: skip

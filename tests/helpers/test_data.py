@@ -7,18 +7,26 @@ import dataclasses
 import errno
 import hashlib
 import io
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import releases
 
-from helpers import data
+from helpers import data, doctor
 from helpers.data import DataError, Dataset, DownloadError, check, download, load, locate, split
+from helpers.faults import StorageError
 from helpers.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
 
 FILES = {
     "ratings.csv": "userId,movieId,rating,timestamp\n1,1,4.0,964982703\n1,2,0.5,964981247\n"
@@ -143,7 +151,7 @@ def test_latin_1_is_named_with_its_line(folder, name):
     assert str(caught.value).startswith(f"{name}, line {expected}, column {column}: not UTF-8")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv"])
 def test_a_missing_file(folder, name):
     (folder / name).unlink()
     with pytest.raises(DataError, match=f"^{name} is missing"):
@@ -277,7 +285,7 @@ def test_movielens_dir_that_points_nowhere_is_an_error(home, tmp_path):
         locate(dataclasses.replace(home, movielens_dir=tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv"])
 def test_movielens_dir_that_lacks_a_file_is_an_error(home, folder, name):
     (folder / name).unlink()
     with pytest.raises(DataError, match=f"{name} is missing in the folder found by MOVIELENS_DIR"):
@@ -299,6 +307,368 @@ def test_a_change_in_any_of_the_four_files_is_not_verified(home, folder, monkeyp
     with (folder / name).open("a", encoding="utf-8") as file:
         file.write("\n")
     assert not locate(dataclasses.replace(home, movielens_dir=folder)).verified
+
+
+# --- other releases -----------------------------------------------------------------------------
+
+FORMS = {
+    "ml-100k": (releases.write_ml_100k, "u.data and u.item", "unknown"),
+    "ml-1m": (releases.write_ml_1m, "ratings.dat and movies.dat", "Movie 9, The (1939)"),
+    "ml-10M100K": (releases.write_ml_10m, "ratings.dat and movies.dat", "Movie 9, The (1939)"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_release_is_read_as_it_comes(home, tmp_path, spark, name):
+    write, files, tenth = FORMS[name]
+    found = locate(dataclasses.replace(home, movielens_dir=write(tmp_path / name)))
+    assert (found.name, found.verified, found.simulated) == (name, False, False)
+    assert found.describe() == (
+        f"Data: {name}, converted from {files}, unverified (found by MOVIELENS_DIR)"
+    )
+    counts = check(found)
+    assert (counts.users, counts.movies, counts.links) == (60, 200, 0)
+    assert counts.tags == (3 if name == "ml-10M100K" else 0)
+    expected = releases.ratings(60, 200, 0)
+    ratings = data.load_pandas(found, "ratings").astype({"rating": float})
+    if name == "ml-10M100K":
+        ratings["rating"] += 0.5 * (ratings["movieId"] % 2)
+    assert sorted(ratings.itertuples(index=False, name=None)) == sorted(expected)
+    tables = load(spark, found)
+    for table in data.TABLES:
+        assert getattr(tables, table).schema == data.SCHEMAS[table]
+        assert getattr(tables, table).count() == len(data.load_pandas(found, table))
+    movies = [tuple(row) for row in tables.movies.orderBy("movieId").collect()]
+    assert movies == list(data.load_pandas(found, "movies").itertuples(index=False, name=None))
+    assert [title for _, title, _ in movies[:7]] == list(releases.TITLES)
+    assert movies[9][1] == tenth
+    assert movies[9][2] == ("(no genres listed)" if tenth == "unknown" else "Horror|War")
+    assert [genres for _, _, genres in movies[1:3]] == ["Animation|Sci-Fi", "Children's"]
+    if name == "ml-10M100K":
+        tags = data.load_pandas(found, "tags")["tag"].tolist()
+        assert tags == ['très "bien", really', "a::b", "NA"]
+
+
+@pytest.fixture
+def named(home):
+    """Locate a folder as ``MOVIELENS_DIR`` names it."""
+    return lambda path: locate(dataclasses.replace(home, movielens_dir=path))
+
+
+@pytest.mark.parametrize("missing", [["links"], ["tags"], ["links", "tags"]])
+def test_without_links_or_tags_there_are_tables_without_rows(named, folder, spark, missing):
+    full = {table: data.load_pandas(dataset_at(folder), table) for table in missing}
+    for table in missing:
+        (folder / f"{table}.csv").unlink()
+    found = named(folder)
+    without = " and ".join(f"{table}.csv" for table in missing)
+    assert found.describe() == f"Data: good, without {without}, unverified (found by MOVIELENS_DIR)"
+    tables = load(spark, found)
+    for table in missing:
+        assert getattr(check(found), table) == 0
+        assert getattr(tables, table).schema == data.SCHEMAS[table]
+        assert getattr(tables, table).count() == 0
+        frame = data.load_pandas(found, table)
+        same = frame.dtypes == full[table].dtypes
+        assert same.drop("tag", errors="ignore").all()  # a column without a value has no type
+        assert (len(frame), list(frame.columns)) == (0, data.SCHEMAS[table].fieldNames())
+    assert check(found).ratings == tables.ratings.count() == 3
+
+
+def test_the_files_more_of_ml_20m_and_25m_are_left_alone(named, folder):
+    for name in ("genome-scores.csv", "genome-tags.csv", "README.txt"):
+        (folder / name).write_text("tagId;tag")
+    assert dataclasses.astuple(check(named(folder))) == (3, 2, 2, 3, 3, 2)
+
+
+def test_a_release_in_a_folder_of_its_own_name_is_looked_into(named, tmp_path, settings):
+    releases.write_ml_1m(tmp_path / "ml-1m" / "ml-1m")
+    (tmp_path / "ml-1m" / "__MACOSX").mkdir()
+    found = named(tmp_path / "ml-1m")
+    assert (found.name, check(found).users) == ("ml-1m", 60)
+    assert data.result_path("x", found, settings).parent == settings.cache_dir / "results" / "ml-1m"
+    releases.write_ml_100k(tmp_path / "ml-1m" / "ml-100k")
+    with pytest.raises(DataError, match="holds ml-100k and ml-1m: name one of them"):
+        named(tmp_path / "ml-1m")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("ratings.csv u.item", "movies.csv is missing in .* holds ratings.csv and u.item; "),
+        ("u.data u1.base", "u.item is missing in .* holds u.data and u1.base; "),
+        ("movies.dat users.dat", "ratings.dat is missing in .* holds movies.dat and users.dat; "),
+        (
+            "rating.csv movie.csv",
+            "ratings.csv and movies.csv are missing in .* holds movie.csv",
+        ),
+        (
+            "movies.csv ratings.csv/",
+            "ratings.csv is missing in .* holds movies.csv and ratings.csv/",
+        ),
+        (
+            "",
+            "ratings.csv and movies.csv are missing in .* holds nothing; ",
+        ),
+        ("ml-1m.zip", r"which holds ml-1m.zip; if MovieLens is in ml-1m.zip, unpack it first"),
+        ("a b c d e f g h i j", r"which holds a, b, c, d, e, f, g, h and 2 more; "),
+    ],
+)
+def test_what_a_folder_holds_is_said(named, tmp_path, names, message):
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for name in names.split():
+        if name.endswith("/"):
+            (odd / name).mkdir()
+        else:
+            (odd / name).write_text("x")
+    with pytest.raises(DataError, match=message) as caught:
+        named(odd)
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ml-1m.zip", "ml-1m.zip: unpack it and name"),
+        ("ratings.csv", "ratings.csv: name"),
+    ],
+)
+def test_a_file_is_not_a_folder(named, tmp_path, name, message):
+    (tmp_path / name).write_text("x")
+    with pytest.raises(DataError, match=f"MOVIELENS_DIR names a file, {message}"):
+        named(tmp_path / name)
+
+
+def test_a_file_that_may_not_be_read_is_named(named, tmp_path, folder, monkeypatch):
+    releases.write_ml_1m(tmp_path / "ml-1m")
+    real_open = Path.open
+
+    def locked(self, *args, **kwargs):
+        if self.name in ("ratings.csv", "ratings.dat"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return real_open(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", locked)
+    monkeypatch.setattr(data, "SHA256", checksums())
+    for path, name in ((folder, "ratings.csv"), (tmp_path / "ml-1m", "ratings.dat")):
+        with pytest.raises(DataError, match=f"^{name} in the folder found by MOVIELENS_DIR cannot"):
+            named(path)
+
+
+def test_a_release_is_converted_once_and_anew_when_it_changed(named, tmp_path):
+    source = releases.write_ml_100k(tmp_path / "ml-100k")
+    first = named(source)
+    made = (first.path / "ratings.csv").stat().st_mtime_ns
+    assert named(source) == first
+    assert (first.path / "ratings.csv").stat().st_mtime_ns == made
+    with (source / "u.data").open("a") as file:
+        file.write("61\t1\t3\t881250949\n")
+    second = named(source)
+    assert (check(first).users, check(second).users) == (60, 61)
+
+
+def test_many_conversions_at_once_give_one_good_folder(named, tmp_path):
+    source = releases.write_ml_1m(tmp_path / "ml-1m")
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(named, [source] * 6))
+    assert {check(dataset).ratings for dataset in found} == {len(releases.ratings(60, 200, 0))}
+    assert list(found[0].path.parent.iterdir()) == [found[0].path]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("u.data", "1\t1\t6\t881250949"),
+        ("u.data", "1\t1\t5"),
+        ("u.data", "1,1,5,881250949"),
+        ("u.item", "201|Title|01-Jan-1995"),
+        ("u.item", "201|Title|01-Jan-1995||x|0" + "|2" * 18),
+        ("ratings.dat", "1::1::5.5::881250949"),
+        ("ratings.dat", "UserID::MovieID::Rating::Timestamp"),
+        ("movies.dat", "201\tTitle\tDrama"),
+        ("tags.dat", "1::1::good::yesterday"),
+    ],
+)
+def test_a_line_that_cannot_be_converted_is_named_and_nothing_is_left(named, tmp_path, name, line):
+    write = releases.write_ml_100k if name.startswith("u.") else releases.write_ml_10m
+    source = write(tmp_path / "release")
+    with (source / name).open("a") as file:
+        file.write(f"{line}\n")
+    number = (source / name).read_bytes().count(b"\n")
+    with pytest.raises(DataError) as caught:
+        named(source)
+    assert str(caught.value).startswith(f"{name}, line {number}: {line!r} is not ")
+    assert not list((tmp_path / "home").rglob("converted/release/*"))
+
+
+def test_a_fault_in_converted_files_says_where_they_come_from(named, tmp_path):
+    source = releases.write_ml_100k(tmp_path / "ml-100k")
+    with (source / "u.data").open("a") as file:
+        file.write("1\t999\t3\t881250949\n\n")
+    with pytest.raises(DataError, match=r"'999' is not in .* \(these CSV .* u.data and u.item\)\."):
+        check(named(source))
+
+
+def test_a_movie_without_a_title_and_a_release_in_utf_8(named, tmp_path):
+    """People open u.item in an editor, which saves it in UTF-8 and with other line ends."""
+    source = releases.write_ml_100k(tmp_path / "ml-100k")
+    text = (source / "u.item").read_text("latin-1").replace("|M (1931)|", "||")
+    (source / "u.item").write_text(text, "utf-8-sig", newline="\r\n")
+    movies = data.load_pandas(named(source), "movies")
+    assert movies["title"][0] == "Misérables, Les (1995)"
+    assert (movies["title"][5], len(movies)) == ("unknown", 200)
+
+
+def test_a_full_disk_at_converting(named, tmp_path, monkeypatch):
+    source = releases.write_ml_1m(tmp_path / "ml-1m")
+    full_disk(monkeypatch, "movies.csv")
+    with pytest.raises(StorageError, match="ml-1m was not saved, the disk is full"):
+        named(source)
+    assert not list((tmp_path / "home").rglob("converted/ml-1m/*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "message"),
+    [
+        (
+            "ratings",
+            "userId;movieId;rating;timestamp",
+            "the separator is ';'; write the",
+        ),
+        ("ratings", "userId\tmovieId\trating\ttimestamp", "the separator is a tab; "),
+        ("ratings", "userId::movieId::rating::timestamp", "the separator is '::'; "),
+        ("ratings", '"userId" "movieId" "rating" "timestamp"', "the separator is a space; "),
+        ("ratings", "196\t242\t3\t881250949", "the separator is a tab; "),
+        ("ratings", "user_id;item_id;rating", "the separator is ';'; "),
+        ("movies", "movieId|title|genres", "the separator is '|'; "),
+        ("movies", "1::Toy Story, The (1995)::Comedy", "the separator is '::'; "),
+        (
+            "movies",
+            "1,Toy Story 2 (1999),Adventure|Comedy|War|Drama",
+            "there is no header; put m",
+        ),
+        (
+            "ratings",
+            "1,31,2.5,1260759144",
+            "there is no header; put userId,movieId,rating,timestamp a",
+        ),
+        (
+            "ratings",
+            "user_id,item_id,rating,timestamp",
+            "'user_id' should be userId, 'item_id' should be movieId; the header should be",
+        ),
+        (
+            "ratings",
+            "UserID,MovieID,Rating,Timestamp",
+            "'UserID' should be userId, 'MovieID'",
+        ),
+        (
+            "ratings",
+            "userid,movieid,rating,timestamp",
+            "'userid' should be userId, 'movieid'",
+        ),
+        ("ratings", "userId, movieId, rating, timestamp", "' movieId' should be movieId, "),
+        (
+            "movies",
+            "movie_id,movie_title,genre",
+            "'movie_id' should be movieId, 'movie_title'",
+        ),
+        (
+            "ratings",
+            "user id,movie id,rating,time of rating",
+            "'user id' should be userId, 'movie id'",
+        ),
+        (
+            "ratings",
+            "userId,movieId,rating",
+            "column timestamp is missing; the header should",
+        ),
+        (
+            "ratings",
+            "userId,movieId,rating,timestamp,x",
+            "the columns are userId,movieId,",
+        ),
+        (
+            "ratings",
+            ",userId,movieId,rating,timestamp",
+            "the columns are ,userId,movieId,",
+        ),
+        (
+            "ratings",
+            "movieId,userId,rating,timestamp",
+            "the columns are movieId,userId,",
+        ),
+        ("ratings", "<!DOCTYPE html> <html> <head>", "column userId is missing; "),
+        (
+            "ratings",
+            "userId,movieId,rating,timestamp\r1,1,4,9",
+            "the lines end in carriage returns",
+        ),
+        ("ratings", "x" * 200_000, "column userId is missing; "),
+        ("ratings", " ", "the line is empty; take it out"),
+    ],
+)
+def test_what_a_first_line_is_is_said_by_whoever_reads_it(folder, name, header, message):
+    _, _, rest = FILES[f"{name}.csv"].partition("\n")
+    (folder / f"{name}.csv").write_text(f"{header}\n{rest}", newline="")
+    dataset = dataset_at(folder)
+    for read in (check, lambda it: load(None, it), lambda it: data.load_pandas(it, name)):
+        with pytest.raises(DataError) as caught:
+            read(dataset)
+        assert str(caught.value).startswith(f"{name}.csv, line 1: {message}")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_is_named(folder, name, encoding):
+    (folder / name).write_text(FILES[name], encoding=encoding, newline="")
+    for read in (check, lambda it: load(None, it)):
+        with pytest.raises(DataError, match=f"^{name}, line 1: this is UTF-16 or UTF-32; save"):
+            read(dataset_at(folder))
+
+
+@pytest.mark.parametrize("name", ["movies", "tags"])
+def test_every_reader_names_latin_1(folder, name):
+    """Spark alone would put another character for each of these bytes, without a word."""
+    text = FILES[f"{name}.csv"].replace("None", "né")
+    (folder / f"{name}.csv").write_bytes(text.encode("latin-1"))
+    for read in (check, lambda it: load(None, it), lambda it: data.load_pandas(it, name)):
+        with pytest.raises(DataError, match=rf"^{name}\.csv, line \d, column \w+: not UTF-8"):
+            read(dataset_at(folder))
+
+
+@pytest.mark.parametrize("utf8", ["", "0"])
+def test_any_folder_name_is_read_in_the_c_locale(tmp_path, utf8):
+    folder = releases.write_ml_100k(tmp_path / "Größe données 電影")
+    shutil.copytree(ROOT / "data" / "sample", tmp_path / "home" / "data" / "sample")
+    code = (
+        "from helpers import data; d = data.locate(); print(d.describe());"
+        "print(data.check(d).users, len(data.load_pandas(d, 'movies')))"
+    )
+    env = {"LC_ALL": "C", "HELPERS_HOME": str(tmp_path / "home"), "MOVIELENS_DIR": str(folder)}
+    if utf8:
+        env |= {"PYTHONUTF8": utf8}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | env, capture_output=True, check=False
+    )
+    assert run.stdout.endswith(b"60 200\n"), run.stderr.decode()
+    assert utf8 or "Data: Größe données 電影, converted".encode() in run.stdout
+
+
+def test_a_changed_ml_latest_small_is_not_called_other_than_itself(named, folder):
+    found = named(folder.rename(folder.parent / "ml-latest-small"))
+    assert found.describe() == (
+        "Data: ml-latest-small, other than GroupLens publishes, unverified (found by MOVIELENS_DIR)"
+    )
+
+
+def test_the_doctor_takes_the_release_too(tmp_path, home, monkeypatch):
+    releases.write_ml_1m(tmp_path / "ml-1m")
+    monkeypatch.setenv("HELPERS_HOME", str(home.root))
+    monkeypatch.setenv("MOVIELENS_DIR", str(tmp_path / "ml-1m"))
+    assert doctor.dataset() == "ml-1m, 2,603 ratings"
 
 
 # --- downloading --------------------------------------------------------------------------------
