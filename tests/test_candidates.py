@@ -19,6 +19,7 @@ from helpers.candidates import (
     read_lists,
     recommend_all,
     save_lists,
+    viewer,
 )
 
 
@@ -206,3 +207,26 @@ def test_saved_lists_are_read_for_one_user(spark, tmp_path):
         save_lists(none, tmp_path / "none")
     with pytest.raises(ValueError, match="at least 1"):
         recommend_all(model, ratings, ratings, 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown", "why"),
+    [
+        (3, 3, ""),
+        (12, 3, "User 12 has no rating in this data"),
+        (2, 3, "User 2 has rated every movie that could be recommended"),
+        (4, 3, "User 4 has no training rating"),
+    ],
+)
+def test_the_viewer_is_one_to_whom_something_can_be_recommended(wanted, shown, why):
+    train = pd.DataFrame({"userId": [2, 3], "movieId": [1, 2]})
+    known = pd.DataFrame({"userId": [2, 2, 3, 3, 4, 5], "movieId": [1, 2, 2, 9, 9, 1]})
+    user, sentence = viewer(wanted, train, known)
+    assert user == shown
+    assert why in sentence and bool(sentence) == bool(why)
+
+
+def test_where_all_have_seen_all_there_is_no_viewer():
+    known = pd.DataFrame({"userId": [1, 1, 2, 2], "movieId": [1, 2, 1, 2]})
+    with pytest.raises(NoCandidatesError, match="Every user has rated every movie"):
+        viewer(1, known, known)

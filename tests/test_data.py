@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import releases
 
 from helpers import data
 from helpers.data import DataError, Dataset, DownloadError, check, download, load, locate, split
@@ -143,7 +144,7 @@ def test_latin_1_is_named_with_its_line(folder, name):
     assert str(caught.value).startswith(f"{name}, line {expected}, column {column}: not UTF-8")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv"])
 def test_a_missing_file(folder, name):
     (folder / name).unlink()
     with pytest.raises(DataError, match=f"^{name} is missing"):
@@ -228,7 +229,8 @@ def test_movielens_dir_comes_first(home, folder, no_download):
     assert not found.verified
     assert not found.simulated
     assert found.describe() == (
-        "Data: good, other than ml-latest-small, unverified (found by MOVIELENS_DIR)"
+        "Data: good, other than ml-latest-small, unverified (found by MOVIELENS_DIR). The text "
+        "speaks of ml-latest-small; the numbers computed here are those of good."
     )
 
 
@@ -277,7 +279,7 @@ def test_movielens_dir_that_points_nowhere_is_an_error(home, tmp_path):
         locate(dataclasses.replace(home, movielens_dir=tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv"])
 def test_movielens_dir_that_lacks_a_file_is_an_error(home, folder, name):
     (folder / name).unlink()
     with pytest.raises(DataError, match=f"{name} is missing in the folder found by MOVIELENS_DIR"):
@@ -299,6 +301,47 @@ def test_a_change_in_any_of_the_four_files_is_not_verified(home, folder, monkeyp
     with (folder / name).open("a", encoding="utf-8") as file:
         file.write("\n")
     assert not locate(dataclasses.replace(home, movielens_dir=folder)).verified
+
+
+# --- other releases -----------------------------------------------------------------------------
+
+FORMS = {
+    "ml-100k": (releases.write_ml_100k, "u.data and u.item", "unknown"),
+    "ml-1m": (releases.write_ml_1m, "ratings.dat and movies.dat", "Movie 9, The (1939)"),
+    "ml-10M100K": (releases.write_ml_10m, "ratings.dat and movies.dat", "Movie 9, The (1939)"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_release_is_read_as_it_comes(home, tmp_path, spark, name):
+    write, files, tenth = FORMS[name]
+    found = locate(dataclasses.replace(home, movielens_dir=write(tmp_path / name)))
+    assert (found.name, found.verified, found.simulated) == (name, False, False)
+    assert found.describe() == (
+        f"Data: {name}, converted from {files}, unverified (found by MOVIELENS_DIR). The text "
+        f"speaks of ml-latest-small; the numbers computed here are those of {name}."
+    )
+    counts = check(found)
+    assert (counts.users, counts.movies, counts.links) == (60, 200, 0)
+    assert counts.tags == (3 if name == "ml-10M100K" else 0)
+    expected = releases.ratings(60, 200, 0)
+    ratings = data.load_pandas(found, "ratings").astype({"rating": float})
+    if name == "ml-10M100K":
+        ratings["rating"] += 0.5 * (ratings["movieId"] % 2)
+    assert sorted(ratings.itertuples(index=False, name=None)) == sorted(expected)
+    tables = load(spark, found)
+    for table in data.TABLES:
+        assert getattr(tables, table).schema == data.SCHEMAS[table]
+        assert getattr(tables, table).count() == len(data.load_pandas(found, table))
+    movies = [tuple(row) for row in tables.movies.orderBy("movieId").collect()]
+    assert movies == list(data.load_pandas(found, "movies").itertuples(index=False, name=None))
+    assert [title for _, title, _ in movies[:7]] == list(releases.TITLES)
+    assert movies[9][1] == tenth
+    assert movies[9][2] == ("(no genres listed)" if tenth == "unknown" else "Horror|War")
+    assert [genres for _, _, genres in movies[1:3]] == ["Animation|Sci-Fi", "Children's"]
+    if name == "ml-10M100K":
+        tags = data.load_pandas(found, "tags")["tag"].tolist()
+        assert tags == ['très "bien", really', "a::b", "NA"]
 
 
 # --- downloading --------------------------------------------------------------------------------
@@ -645,3 +688,48 @@ def test_the_real_release(real, spark):
 def test_pandas_and_spark_agree_on_the_real_titles(real, spark):
     from_spark = load(spark, real).movies.toPandas()
     pd.testing.assert_frame_equal(from_spark, data.load_pandas(real, "movies"), check_dtype=False)
+
+
+# --- small sets ---------------------------------------------------------------------------------
+
+
+def write_four_files(folder, pairs):
+    folder.mkdir()
+    rows = [f"{user},{movie},3.0,{900_000_000 + movie}" for user, movie in pairs]
+    named = [f"{movie},Movie {movie},Drama" for movie in sorted({movie for _, movie in pairs})]
+    for table, header, lines in (
+        ("ratings", "userId,movieId,rating,timestamp", rows),
+        ("movies", "movieId,title,genres", named),
+        ("links", "movieId,imdbId,tmdbId", []),
+        ("tags", "userId,movieId,tag,timestamp", []),
+    ):
+        text = "\n".join([header, *lines, ""])
+        (folder / f"{table}.csv").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pairs", "why"),
+    [
+        ([(7, movie) for movie in range(1, 40)], "no users and movies have 5 ratings each"),
+        ([(u, m) for u in range(1, 9) for m in range(1, 9)], "every user has rated every movie"),
+        ([(u, m) for u in range(1, 9) for m in range(1, 10) if (u + m) % 9], ""),
+    ],
+)
+def test_a_set_too_small_to_learn_from_makes_way_for_the_sample(home, tmp_path, pairs, why):
+    here = dataclasses.replace(home, movielens_dir=write_four_files(tmp_path / "mine", pairs))
+    found = locate(here)
+    used = data.trainable(found, here)
+    if why:
+        assert used.simulated and used.checked
+        assert why in used.describe() and "mine" in used.describe()
+    else:
+        assert used == found and not used.checked
+
+
+def test_a_changed_copy_is_not_told_apart_by_its_own_name(home, tmp_path):
+    folder = write_four_files(tmp_path / "ml-latest-small", [(1, 1)])
+    line = locate(dataclasses.replace(home, movielens_dir=folder)).describe()
+    assert line.endswith(
+        "speaks of ml-latest-small; the numbers computed here are those of this copy."
+    )

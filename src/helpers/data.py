@@ -12,6 +12,7 @@ import csv
 import errno
 import hashlib
 import http.client
+import io
 import itertools
 import os
 import re
@@ -41,13 +42,16 @@ from pyspark.sql.types import (
     StructType,
 )
 
-from helpers import parquet
+from helpers import parquet, releases
 from helpers.faults import storing
+from helpers.releases import DataError
 from helpers.settings import Settings
 
 NAME = "ml-latest-small"
 URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
 TABLES = ("ratings", "movies", "links", "tags")
+OPTIONAL = ("links", "tags")
+"""Tables without rows where their file is missing."""
 SHA256 = {
     "ratings.csv": "aa289ca83157595d0df6aea1be6a4ded676ddc4385472e8313a8ed9805352646",
     "movies.csv": "5a5f32dd9bb3797b8e728a1b98958789d2b13f294a69fdfbc5727f8a9611aa07",
@@ -91,16 +95,12 @@ SCHEMAS = {
 """Spark schemas of the four files, in the order of their columns."""
 
 
-class DataError(ValueError):
-    """A file cannot be used; the message names file, line and column and says what to do."""
-
-
 @dataclass(frozen=True)
 class Dataset:
     """A folder with the four CSV files, and how it was found.
 
-    ``verified`` means that all four files have the SHA-256 of ml-latest-small;
-    ``note`` says why the sample is used.
+    ``verified`` means that all four files have the SHA-256 of ml-latest-small; ``note`` says why
+    the sample is used, or what was converted or is missing.
     """
 
     path: Path
@@ -125,9 +125,11 @@ class Dataset:
             )
         if self.verified:
             return f"Data: {self.name}, verified by SHA-256 (found by {self.source})"
+        other = self.note or f"other than {'GroupLens publishes' if self.name == NAME else NAME}"
+        mine = "this copy" if self.name == NAME else self.name
         return (
-            f"Data: {self.name}, other than {NAME}, unverified (found by {self.source}). The text "
-            f"speaks of {NAME}; the numbers computed here are those of {self.name}."
+            f"Data: {self.name}, {other}, unverified (found by {self.source}). The text speaks of "
+            f"{NAME}; the numbers computed here are those of {mine}."
         )
 
 
@@ -159,42 +161,49 @@ class Tables:
 def locate(settings: Settings | None = None) -> Dataset:
     """Return the first of ``MOVIELENS_DIR``, ``data/ml-latest-small/``, a download, the sample.
 
+    ml-100k, ml-1m and ml-10m are converted to the four CSV files in the cache, once.
+
     Raises:
         DataError: ``MOVIELENS_DIR`` or the folder in ``data/`` is there but lacks a file. It is
             never skipped in silence.
+        StorageError: what was converted cannot be written to the cache.
     """
     settings = settings or Settings.from_env()
     if settings.movielens_dir is not None:
-        return _dataset(settings.movielens_dir, "MOVIELENS_DIR")
+        return _dataset(settings.movielens_dir, "MOVIELENS_DIR", settings)
     local = settings.data_dir / NAME
     if local.exists():
-        return _dataset(local, f"data/{NAME}")
+        return _dataset(local, f"data/{NAME}", settings)
     note = "no copy found, download switched off"
     if settings.allow_download:
         try:
-            return _dataset(download(local), "download")
+            return _dataset(download(local), "download", settings)
         except DownloadError as error:
             note = f"no copy found, no download: {str(error).rstrip('.')}"
-    return _dataset(settings.sample_dir, "data/sample", note)
+    return _dataset(settings.sample_dir, "data/sample", settings, note)
 
 
-def _dataset(folder: Path, source: str, note: str = "") -> Dataset:
-    if not folder.is_dir():
-        raise DataError(
-            f"{source} names a folder that does not exist: {folder}; point it at a folder with "
-            "ratings.csv, movies.csv, links.csv and tags.csv."
+def _dataset(folder: Path, source: str, settings: Settings, note: str = "") -> Dataset:
+    try:
+        folder, form = releases.find(folder, source)
+        name = folder.resolve().name
+        if form != releases.FOUR_FILES:
+            note = f"converted from {form[0]} and {form[1]}"
+            path = releases.convert(folder, form, settings.cache_dir / "converted")
+            return Dataset(path, name, source, simulated=False, verified=False, note=note)
+        simulated = (folder / "SIMULATED").exists()
+        missing = [f"{table}.csv" for table in OPTIONAL if _absent(folder / f"{table}.csv")]
+        verified = not (simulated or missing) and all(
+            sha256(folder / name) == wanted for name, wanted in SHA256.items()
         )
-    for table in TABLES:
-        if not (folder / f"{table}.csv").is_file():
-            raise DataError(
-                f"{table}.csv is missing in the folder found by {source}: a MovieLens folder holds "
-                "ratings.csv, movies.csv, links.csv and tags.csv."
-            )
-    simulated = (folder / "SIMULATED").exists()
-    verified = not simulated and all(
-        sha256(folder / name) == wanted for name, wanted in SHA256.items()
-    )
-    name = "sample (simulated)" if simulated else NAME if verified else folder.resolve().name
+    except PermissionError as error:
+        raise DataError(
+            f"{Path(error.filename).name} in the folder found by {source} cannot be read: "
+            "you lack the permission; change it or copy the folder."
+        ) from None
+    if missing:
+        note = f"without {' and '.join(missing)}"
+    name = "sample (simulated)" if simulated else NAME if verified else name
     return Dataset(folder, name, source, simulated, verified, note)
 
 
@@ -216,7 +225,7 @@ def trainable(dataset: Dataset, settings: Settings | None = None) -> Dataset:
     except DataError:
         note = f"{dataset.name} is too small to learn from: no users and movies have 5 ratings each"
     settings = settings or Settings.from_env()
-    return _dataset(settings.sample_dir, "data/sample", note) if note else dataset
+    return _dataset(settings.sample_dir, "data/sample", settings, note) if note else dataset
 
 
 def sha256(path: Path) -> str:
@@ -346,7 +355,7 @@ def _publish(fresh: Path, target: Path, checksums: dict[str, str]) -> None:
 
 # --- checking -----------------------------------------------------------------------------------
 
-_COLUMNS = {table: list(schema.fieldNames()) for table, schema in SCHEMAS.items()}
+_COLUMNS = releases.COLUMNS
 _TEXT = r"^[^\r\n]*$"
 _ID = (r"^[0-9]{1,9}$", "is not a whole number from 0 to 999999999")
 _TIME = (r"^[0-9]{1,10}$", "is not a time in whole seconds since 1970")
@@ -357,7 +366,7 @@ _RULES = {
     ("ratings", "userId"): _ID,
     ("ratings", "movieId"): _ID,
     ("ratings", "rating"): (
-        r"^(0?\.50*|[1-4](\.[05]0*)?|5(\.0+)?)$",
+        f"^({releases.STARS})$",
         "is not a half-star rating from 0.5 to 5",
     ),
     ("ratings", "timestamp"): _TIME,
@@ -403,26 +412,32 @@ def check(dataset: Dataset) -> Counts:
     )
 
 
+def _absent(path: Path) -> bool:
+    return path.stem in OPTIONAL and not path.exists()
+
+
 def _check_header(path: Path, table: str) -> None:
+    """Check the first line and, where there is free text, the encoding of all lines."""
+    if _absent(path):
+        return
     if not path.is_file():
-        raise DataError(f"{path.name} is missing: put it beside the other three files.")
+        raise DataError(f"{path.name} is missing: put it beside the other files.")
     with path.open("rb") as file:
-        first = file.readline().decode("utf-8-sig", errors="replace").strip()
-    if not first:
-        raise DataError(f"{path.name}, line 1: the file is empty; copy it again.")
-    found, wanted = next(csv.reader([first])), _COLUMNS[table]
-    for column in wanted:
-        if column not in found:
-            raise DataError(
-                f"{path.name}, line 1: column {column} is missing; the header should be "
-                f"{','.join(wanted)}."
-            )
-    if found != wanted:
-        # Spark goes by position, pandas by name.
-        raise DataError(
-            f"{path.name}, line 1: the columns are {','.join(found)}; put them in the order "
-            f"{','.join(wanted)}, with no others."
+        first = file.readline()
+    if b"\0" in first:
+        raise DataError(f"{path.name}, line 1: this is UTF-16 or UTF-32; save the file as UTF-8.")
+    line = first.decode("utf-8-sig", errors="replace").rstrip("\r\n")
+    if not line.strip():
+        what = (
+            "line is empty; take it out"
+            if path.stat().st_size > 5
+            else "file is empty; copy it again"
         )
+        raise DataError(f"{path.name}, line 1: the {what}.")
+    if fault := releases.header_fault(line, _COLUMNS[table]):
+        raise DataError(f"{path.name}, line 1: {fault}.")
+    if table in ("movies", "tags"):
+        _check_encoding(path, table)  # Spark would put another character, without a word
 
 
 def _read_ids(path: Path, table: str) -> dict[str, np.ndarray]:
@@ -430,6 +445,8 @@ def _read_ids(path: Path, table: str) -> dict[str, np.ndarray]:
     _check_header(path, table)
     names = [name for name in ("userId", "movieId") if name in _COLUMNS[table]]
     kept: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.int32)] for name in names}
+    if _absent(path):
+        return {name: parts[0] for name, parts in kept.items()}
     rows = 0
     try:
         for batch in _blocks(path, table):
@@ -486,8 +503,7 @@ def _fault(path: Path, row: int, column: str, what: str) -> DataError:
     return DataError(f"{path.name}, line {line}, column {column}: {value!r} {what}{remedy}.")
 
 
-def _unreadable(path: Path, table: str, error: pa.ArrowInvalid) -> DataError:
-    """Find what Arrow stumbled over: bytes that are no UTF-8, else a row of another length."""
+def _check_encoding(path: Path, table: str) -> None:
     columns = _COLUMNS[table]
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -496,10 +512,16 @@ def _unreadable(path: Path, table: str, error: pa.ArrowInvalid) -> DataError:
             except UnicodeDecodeError as fault:
                 before = next(csv.reader([line[: fault.start].decode("utf-8") + "?"]))
                 column = columns[min(len(before), len(columns)) - 1]
-                return DataError(
+                raise DataError(
                     f"{path.name}, line {number}, column {column}: not UTF-8 (Latin-1, perhaps); "
                     "convert the file to UTF-8 or copy the original again."
-                )
+                ) from None
+
+
+def _unreadable(path: Path, table: str, error: pa.ArrowInvalid) -> DataError:
+    """Find what Arrow stumbled over: bytes that are no UTF-8, else a row of another length."""
+    _check_encoding(path, table)
+    columns = _COLUMNS[table]
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         for fields in reader:
@@ -547,6 +569,8 @@ def load(spark: SparkSession, dataset: Dataset) -> Tables:
 
 
 def _read(spark: SparkSession, dataset: Dataset, table: str) -> DataFrame:
+    if _absent(dataset.path / f"{table}.csv"):
+        return spark.createDataFrame([], SCHEMAS[table])
     path = str(dataset.path / f"{table}.csv")
     if os.sep == "/":
         path = re.sub(r"([][{}*?\\])", r"\\\1", path)  # Spark takes a path for a pattern
@@ -609,7 +633,7 @@ def _read_pandas(path: Path, table: str) -> pd.DataFrame:
     whole = {"userId": "int64", "movieId": "int64", "timestamp": "int64", "tmdbId": "Int64"}
     types = {"rating": "float32", "imdbId": "string"} | whole
     return pd.read_csv(
-        path,
+        io.StringIO(",".join(_COLUMNS[table])) if _absent(path) else path,
         dtype={name: types[name] for name in _COLUMNS[table] if name in types},
         usecols=_COLUMNS[table],
         encoding="utf-8-sig",

@@ -320,8 +320,8 @@ def years_named(text: str) -> tuple[int, int] | None:
 
 
 def year_of(title: str) -> int | None:
-    """Return the year at the end of a MovieLens title, or ``None``."""
-    found = re.search(r"\((\d{4})(?:[-–]\d{0,4})?\)\s*$", title)
+    """Return the year at the end of a MovieLens title, ``(V)`` and such after it, or ``None``."""
+    found = re.search(r"\((\d{4})(?:[-–]\d{0,4})?\)(?:\s*\(\w+\))?\s*$", title)
     return int(found[1]) if found else None
 
 
