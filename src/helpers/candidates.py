@@ -187,6 +187,33 @@ def popular(train: pd.DataFrame, seen: pd.DataFrame, users: Sequence[int], n: in
     return Recommender(factors, train, seen).recommend(users, n)
 
 
+def viewer(user_id: int, train: pd.DataFrame, known: pd.DataFrame) -> tuple[int, str]:
+    """Return ``user_id``, or the first user to whom something can be recommended, and a sentence.
+
+    That is a user with a row in ``train`` who has not rated all of its movies in ``known``; the
+    sentence says why another was chosen, and is empty if none was.
+
+    Raises:
+        NoCandidatesError: there is no such user.
+    """
+    movies = train["movieId"].unique()
+    rated = known.loc[known["movieId"].isin(movies)].groupby("userId")["movieId"].nunique()
+    left = rated.index[(rated < len(movies)) & rated.index.isin(train["userId"])]
+    if user_id in left:
+        return user_id, ""
+    if left.empty:
+        raise NoCandidatesError(
+            "Every user has rated every movie: use a data set with more movies."
+        )
+    if user_id not in known["userId"].to_numpy():
+        why = "has no rating in this data"
+    elif user_id in rated.index[rated == len(movies)]:
+        why = "has rated every movie that could be recommended"
+    else:
+        why = "has no training rating"
+    return int(left[0]), f"User {user_id} {why}: user {left[0]} is shown instead."
+
+
 def history(ratings: pd.DataFrame, movies: pd.DataFrame, user_id: int) -> pd.DataFrame:
     """Return all that a user rated, best first, with each rating relative to the user's mean.
 

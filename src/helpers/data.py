@@ -108,6 +108,11 @@ class Dataset:
     verified: bool
     note: str = ""
 
+    @property
+    def checked(self) -> bool:
+        """Whether the course's claims were checked on this data: ml-latest-small or the sample."""
+        return self.verified or self.simulated
+
     def describe(self) -> str:
         """Return one line for the top of a notebook; it names no path of this machine."""
         if self.simulated:
@@ -116,9 +121,14 @@ class Dataset:
                 f"Data: a SIMULATED sample, not MovieLens ({why}). For the real release set "
                 "MOVIELENS_DIR or unpack ml-latest-small into data/."
             )
+        if self.verified:
+            return f"Data: {self.name}, verified by SHA-256 (found by {self.source})"
         other = self.note or f"other than {'GroupLens publishes' if self.name == NAME else NAME}"
-        state = "verified by SHA-256" if self.verified else f"{other}, unverified"
-        return f"Data: {self.name}, {state} (found by {self.source})"
+        mine = "this copy" if self.name == NAME else self.name
+        return (
+            f"Data: {self.name}, {other}, unverified (found by {self.source}). The text speaks of "
+            f"{NAME}; the numbers computed here are those of {mine}."
+        )
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,27 @@ def _dataset(folder: Path, source: str, settings: Settings, note: str = "") -> D
         note = f"without {' and '.join(missing)}"
     name = "sample (simulated)" if simulated else NAME if verified else name
     return Dataset(folder, name, source, simulated, verified, note)
+
+
+def trainable(dataset: Dataset, settings: Settings | None = None) -> Dataset:
+    """Return ``dataset``, or the simulated sample where it is too small to learn from.
+
+    Too small is a set whose 5-core (see :func:`core`) is empty, such as the ratings of one user,
+    or in which every user has rated every movie; the sample's ``note`` then says so.
+
+    Raises:
+        DataError: the ratings cannot be read.
+    """
+    ratings = load_pandas(dataset, "ratings")
+    note = ""
+    if len(ratings) == ratings["userId"].nunique() * ratings["movieId"].nunique():
+        note = f"in {dataset.name} every user has rated every movie, so none can be recommended"
+    try:
+        core(ratings)
+    except DataError:
+        note = f"{dataset.name} is too small to learn from: no users and movies have 5 ratings each"
+    settings = settings or Settings.from_env()
+    return _dataset(settings.sample_dir, "data/sample", settings, note) if note else dataset
 
 
 def sha256(path: Path) -> str:

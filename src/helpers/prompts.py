@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
@@ -271,6 +271,9 @@ GENRE_WORDS = {
 }  # fmt: skip
 """Beginnings of words that stand for a genre of the MovieLens catalogue."""
 
+NO_GENRE = frozenset({"(no genres listed)", "unknown"})
+"""What the releases write where a movie has no genre."""
+
 PERSON = re.compile(
     r"\b(?:wom[ae]n|m[ae]n|female|male|girl|boy|lady|mother|father|parent|husband|wife|married|"
     r"gender|aged?|teenager|years? old|born|lives? in|grew up|occupation|profession(?:al)?|job|"
@@ -282,10 +285,26 @@ Lower case only: a title such as Children of Men may be cited.
 """
 
 
-def genres_named(text: str) -> set[str]:
-    """Return the catalogue genres that ``text`` names."""
-    lower = text.lower()
-    return {genre for word, genre in GENRE_WORDS.items() if re.search(rf"\b{word}", lower)}
+def genres_named(text: str, catalogue: Iterable[str] = ()) -> set[str]:
+    """Return the genres that ``text`` names, spelled as in ``catalogue`` where they are there.
+
+    A genre of the catalogue counts when it stands in the text as it is, such as ``Children's`` or
+    ``(no genres listed)``; the words of :data:`GENRE_WORDS` count with any ending.
+    """
+    lower, named = text.lower(), set()
+    spelling = {_bare(genre): genre for genre in catalogue}
+    for genre in sorted(spelling.values(), key=len, reverse=True):
+        shorter = re.sub(rf"(?<!\w){re.escape(genre.lower())}(?!\w)", " ", lower)
+        if shorter != lower:
+            named.add(genre)
+            lower = shorter
+    found = {genre for word, genre in GENRE_WORDS.items() if re.search(rf"\b{word}", lower)}
+    return named | {spelling.get(_bare(genre), genre) for genre in found}
+
+
+def _bare(genre: str) -> str:
+    """Return what the spellings of a genre share: ``Children's`` and ``Children`` are one."""
+    return re.sub(r"['’]s$|[\W_]", "", genre.lower())
 
 
 def years_named(text: str) -> tuple[int, int] | None:
@@ -301,8 +320,8 @@ def years_named(text: str) -> tuple[int, int] | None:
 
 
 def year_of(title: str) -> int | None:
-    """Return the year at the end of a MovieLens title, or ``None``."""
-    found = re.search(r"\((\d{4})(?:[-–]\d{0,4})?\)\s*$", title)
+    """Return the year at the end of a MovieLens title, ``(V)`` and such after it, or ``None``."""
+    found = re.search(r"\((\d{4})(?:[-–]\d{0,4})?\)(?:\s*\(\w+\))?\s*$", title)
     return int(found[1]) if found else None
 
 
@@ -313,17 +332,20 @@ def audit_profile(
 
     A claim is flagged when it cites no movie, cites one outside the list it may cite from, names
     genres or years that fewer than ``share`` of its cited movies have, or speaks of the person.
+    Genres are those of the movies' ``genres`` and of :data:`GENRE_WORDS`.
     What passes is ``confirmed`` where the catalogue could confirm it (genres, years), else
     ``cited``: the movies are real, the reading of them is the LLM's.
 
     Returns:
         One row per claim, the summary first: ``field, claim, movie_ids, verdict, why``.
     """
+    listed = pd.concat([liked["genres"], disliked["genres"]]).str.split("|").explode()
+    catalogue = set(listed)
     rows = [("summary", profile.summary, [], *_person(profile.summary))]
     for field in ("genres", "eras", "themes", "dislikes"):
         allowed = (disliked if field == "dislikes" else liked).set_index("movieId")
         for claim in getattr(profile, field):
-            verdict = _judge(field, claim, allowed, share)
+            verdict = _judge(field, claim, allowed, share, catalogue)
             rows.append((field, claim.name, claim.movie_ids, *verdict))
     return pd.DataFrame(rows, columns=["field", "claim", "movie_ids", "verdict", "why"])
 
@@ -333,7 +355,9 @@ def _person(text: str) -> tuple[str, str]:
     return ("flagged", f"speaks of the person ({found[0]!r})") if found else ("cited", "")
 
 
-def _judge(field: str, claim: Claim, allowed: pd.DataFrame, share: float) -> tuple[str, str]:
+def _judge(
+    field: str, claim: Claim, allowed: pd.DataFrame, share: float, catalogue: set[str]
+) -> tuple[str, str]:
     ids = claim.movie_ids
     source = "dislikes" if field == "dislikes" else "likes"
     outside = [movie_id for movie_id in ids if movie_id not in allowed.index]
@@ -350,7 +374,8 @@ def _judge(field: str, claim: Claim, allowed: pd.DataFrame, share: float) -> tup
             return "flagged", "names no year"
         years = cited["title"].map(year_of)
         return _share_verdict(years.between(*span), share, "from these years")
-    genres = genres_named(claim.name)
+    # In free text "unknown" is a word like any other.
+    genres = genres_named(claim.name, catalogue - NO_GENRE if field == "dislikes" else catalogue)
     if field == "genres" and not genres:
         return "flagged", "names no genre of the catalogue"
     if field == "genres":
@@ -378,7 +403,7 @@ def taste_table(rated: pd.DataFrame, at_least: int = 3) -> pd.DataFrame:
     the user's mean); groups under ``at_least`` movies are left out; best first within a kind.
     """
     genres = rated.assign(name=rated["genres"].str.split("|")).explode("name")
-    genres = genres.loc[genres["name"] != "(no genres listed)"].assign(kind="genre")
+    genres = genres.loc[~genres["name"].isin(NO_GENRE)].assign(kind="genre")
     years = rated["title"].map(year_of)
     decades = rated.loc[years.notna()].assign(
         name=(years.dropna() // 10 * 10).astype(int).astype(str) + "s", kind="decade"

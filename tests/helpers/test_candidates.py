@@ -15,6 +15,7 @@ from helpers.candidates import (
     history,
     liked,
     popular,
+    viewer,
 )
 
 
@@ -108,3 +109,26 @@ def test_history_likes_and_dislikes():
     low = history(ratings.assign(rating=[1, 1, 2, 2.5]), movies, 1)
     with pytest.raises(NoCandidatesError, match="liked none of 4"):
         liked(low)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown", "why"),
+    [
+        (3, 3, ""),
+        (12, 3, "User 12 has no rating in this data"),
+        (2, 3, "User 2 has rated every movie that could be recommended"),
+        (4, 3, "User 4 has no training rating"),
+    ],
+)
+def test_the_viewer_is_one_to_whom_something_can_be_recommended(wanted, shown, why):
+    train = pd.DataFrame({"userId": [2, 3], "movieId": [1, 2]})
+    known = pd.DataFrame({"userId": [2, 2, 3, 3, 4, 5], "movieId": [1, 2, 2, 9, 9, 1]})
+    user, sentence = viewer(wanted, train, known)
+    assert user == shown
+    assert why in sentence and bool(sentence) == bool(why)
+
+
+def test_where_all_have_seen_all_there_is_no_viewer():
+    known = pd.DataFrame({"userId": [1, 1, 2, 2], "movieId": [1, 2, 1, 2]})
+    with pytest.raises(NoCandidatesError, match="Every user has rated every movie"):
+        viewer(1, known, known)

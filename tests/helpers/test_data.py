@@ -236,7 +236,8 @@ def test_movielens_dir_comes_first(home, folder, no_download):
     assert not found.verified
     assert not found.simulated
     assert found.describe() == (
-        "Data: good, other than ml-latest-small, unverified (found by MOVIELENS_DIR)"
+        "Data: good, other than ml-latest-small, unverified (found by MOVIELENS_DIR). The text "
+        "speaks of ml-latest-small; the numbers computed here are those of good."
     )
 
 
@@ -324,7 +325,8 @@ def test_a_release_is_read_as_it_comes(home, tmp_path, spark, name):
     found = locate(dataclasses.replace(home, movielens_dir=write(tmp_path / name)))
     assert (found.name, found.verified, found.simulated) == (name, False, False)
     assert found.describe() == (
-        f"Data: {name}, converted from {files}, unverified (found by MOVIELENS_DIR)"
+        f"Data: {name}, converted from {files}, unverified (found by MOVIELENS_DIR). The text "
+        f"speaks of ml-latest-small; the numbers computed here are those of {name}."
     )
     counts = check(found)
     assert (counts.users, counts.movies, counts.links) == (60, 200, 0)
@@ -1015,3 +1017,48 @@ def test_the_real_release(real, spark):
 def test_pandas_and_spark_agree_on_the_real_titles(real, spark):
     from_spark = load(spark, real).movies.toPandas()
     pd.testing.assert_frame_equal(from_spark, data.load_pandas(real, "movies"), check_dtype=False)
+
+
+# --- small sets ---------------------------------------------------------------------------------
+
+
+def write_four_files(folder, pairs):
+    folder.mkdir()
+    rows = [f"{user},{movie},3.0,{900_000_000 + movie}" for user, movie in pairs]
+    named = [f"{movie},Movie {movie},Drama" for movie in sorted({movie for _, movie in pairs})]
+    for table, header, lines in (
+        ("ratings", "userId,movieId,rating,timestamp", rows),
+        ("movies", "movieId,title,genres", named),
+        ("links", "movieId,imdbId,tmdbId", []),
+        ("tags", "userId,movieId,tag,timestamp", []),
+    ):
+        text = "\n".join([header, *lines, ""])
+        (folder / f"{table}.csv").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pairs", "why"),
+    [
+        ([(7, movie) for movie in range(1, 40)], "no users and movies have 5 ratings each"),
+        ([(u, m) for u in range(1, 9) for m in range(1, 9)], "every user has rated every movie"),
+        ([(u, m) for u in range(1, 9) for m in range(1, 10) if (u + m) % 9], ""),
+    ],
+)
+def test_a_set_too_small_to_learn_from_makes_way_for_the_sample(home, tmp_path, pairs, why):
+    here = dataclasses.replace(home, movielens_dir=write_four_files(tmp_path / "mine", pairs))
+    found = locate(here)
+    used = data.trainable(found, here)
+    if why:
+        assert used.simulated and used.checked
+        assert why in used.describe() and "mine" in used.describe()
+    else:
+        assert used == found and not used.checked
+
+
+def test_a_changed_copy_is_not_told_apart_by_its_own_name(home, tmp_path):
+    folder = write_four_files(tmp_path / "ml-latest-small", [(1, 1)])
+    line = locate(dataclasses.replace(home, movielens_dir=folder)).describe()
+    assert line.endswith(
+        "speaks of ml-latest-small; the numbers computed here are those of this copy."
+    )

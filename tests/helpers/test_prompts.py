@@ -100,3 +100,55 @@ def test_the_taste_table_is_arithmetic(rated):
 def test_years():
     assert prompts.years_named("1980s and 1990s") == (1980, 1999)
     assert prompts.year_of("Emma (1996)") == 1996 and prompts.year_of("Emma") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "catalogue", "named"),
+    [
+        ("Children's", {"Children's", "Comedy"}, {"Children's"}),
+        ("kids and children’s comedies", {"Children's", "Comedy"}, {"Children's", "Comedy"}),
+        ("Children's comedy", {"Children", "Comedy"}, {"Children", "Comedy"}),
+        ("(no genres listed)", {"(no genres listed)"}, {"(no genres listed)"}),
+        ("unknown", {"unknown"}, {"unknown"}),
+        ("unknown", {"Drama"}, set()),
+        ("Film Noir", {"Film-Noir"}, {"Film-Noir"}),
+        ("Science Fiction", {"Science Fiction"}, {"Science Fiction"}),
+        ("dark science fiction", {"Drama"}, {"Sci-Fi"}),
+        ("Western dramas", {"Drama"}, {"Western", "Drama"}),
+        ("Anime", {"Anime"}, {"Anime"}),
+    ],
+)
+def test_genres_are_those_of_the_catalogue_at_hand(text, catalogue, named):
+    assert prompts.genres_named(text, catalogue) == named
+
+
+@pytest.mark.parametrize(
+    ("listed", "claim", "verdict"),
+    [
+        ("Children's", "Children's", "confirmed"),
+        ("Children's", "Kids' movies", "confirmed"),
+        ("(no genres listed)", "(no genres listed)", "confirmed"),
+        ("unknown", "unknown", "confirmed"),
+        ("Drama", "Children's", "flagged"),
+    ],
+)
+def test_the_audit_knows_the_genres_of_other_releases(listed, claim, verdict):
+    rated = pd.DataFrame({"movieId": [1, 2], "title": "A (1999)", "genres": listed})
+    claims = [Claim(name=claim, movie_ids=[1, 2])]
+    profile = Profile(summary="", genres=claims, eras=[], themes=[], dislikes=[])
+    assert prompts.audit_profile(profile, rated, rated.head(0)).verdict[1] == verdict
+
+
+def test_in_a_dislike_unknown_is_a_word_like_any_other():
+    rated = pd.DataFrame(
+        {"movieId": [1, 2], "title": ["A (1999)", "unknown"], "genres": ["Drama", "unknown"]}
+    )
+    claims = [Claim(name="dramas with unknown actors", movie_ids=[1])]
+    profile = Profile(summary="", genres=[], eras=[], themes=[], dislikes=claims)
+    why = prompts.audit_profile(profile, rated.head(0), rated).why[1]
+    assert why == "1 of 1 cited movies are listed as Drama"
+
+
+def test_the_year_stands_before_a_mark_for_video():
+    assert prompts.year_of("Land of Time (1995) (V)") == 1995
+    assert prompts.year_of("1984 (Nineteen)") is None
