@@ -642,6 +642,28 @@ def split(
 # --- the leave-one-out protocol ------------------------------------------------------------------
 
 
+def core(ratings: pd.DataFrame, k: int = 5) -> pd.DataFrame:
+    """Return the k-core: drop users and movies with fewer than ``k`` ratings until none is left.
+
+    On ml-latest-small the 5-core has 610 users, 3,650 movies and 90,274 ratings: the users, items
+    and mean length (147.99) that LlamaRec (Yue et al. 2023, table 2) prints for "ML-100k".
+
+    Raises:
+        DataError: nothing is left.
+    """
+    rows = ratings
+    while True:
+        users = rows.groupby("userId")["movieId"].transform("size")
+        rows = rows.loc[users >= k]
+        movies = rows.groupby("movieId")["userId"].transform("size")
+        kept = rows.loc[movies >= k]
+        if kept.empty:
+            raise DataError(f"No user and movie have {k} ratings each; choose a smaller k.")
+        if len(kept) == len(rows):
+            return kept.reset_index(drop=True)
+        rows = kept
+
+
 # --- results ------------------------------------------------------------------------------------
 
 

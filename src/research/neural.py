@@ -971,7 +971,7 @@ class Protocol:
     @classmethod
     def of(cls, ratings: pd.DataFrame, k: int = 5) -> Protocol:
         """Take the ``k``-core of ``ratings`` and set each user's last two items apart."""
-        rows = splits.core(ratings, k)
+        rows = data.core(ratings, k)
         parts, items = splits.leave_one_out(rows), np.unique(rows["movieId"])
         return cls(parts, Interactions.of(parts.train, items), Interactions.of(parts.known, items))
 

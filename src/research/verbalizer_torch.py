@@ -719,8 +719,8 @@ class Protocol:
 
     @classmethod
     def of(cls, dataset: data.Dataset, how: Transitions = RETRIEVER) -> Protocol:
-        """Prepare a data set; see ``splits.core`` and ``splits.leave_one_out``."""
-        rated = splits.core(data.load_pandas(dataset, "ratings"))
+        """Prepare a data set; see ``data.core`` and ``splits.leave_one_out``."""
+        rated = data.core(data.load_pandas(dataset, "ratings"))
         split, items = splits.leave_one_out(rated), np.unique(rated["movieId"])
 
         def stage(known: pd.DataFrame, target: pd.DataFrame):

@@ -35,10 +35,10 @@ def random_ratings(users=30, movies=25, each=12, seed=0) -> pd.DataFrame:
 def test_the_core_is_iterative():
     # Movie 9 falls for want of users, then user 3 for want of movies, then movie 1 has two left.
     table = ratings("1:1@1 1:2@2 2:1@1 2:2@2 3:1@1 3:9@2")
-    kept = splits.core(table, 2)
+    kept = data.core(table, 2)
     assert set(kept.userId) == {1, 2} and set(kept.movieId) == {1, 2}
     with pytest.raises(data.DataError, match="smaller k"):
-        splits.core(table, 3)
+        data.core(table, 3)
 
 
 def test_leave_one_out_orders_by_time_then_movie():
@@ -65,7 +65,7 @@ def test_random_ties_move_only_rows_of_equal_time():
 
 
 def test_the_real_release_has_the_published_size(real):
-    rows = splits.core(data.load_pandas(real, "ratings"))
+    rows = data.core(data.load_pandas(real, "ratings"))
     assert (rows.userId.nunique(), rows.movieId.nunique(), len(rows)) == (610, 3650, 90_274)
     parts = splits.leave_one_out(rows)
     assert len(parts.test) == len(parts.validation) == 610 and len(parts.train) == 90_274 - 1220
