@@ -15,7 +15,7 @@ import html
 import json
 import zipfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ipywidgets
 import numpy as np
@@ -23,7 +23,7 @@ import pandas as pd
 from openai.types.chat import ChatCompletion
 from pyspark.sql import SparkSession
 
-from helpers import als, candidates, data, llm, prompts, ranking, replies
+from helpers import als, answers, candidates, data, llm, prompts, ranking, replies
 from helpers.settings import Settings
 from helpers.spark import close_spark, get_spark
 
@@ -161,10 +161,12 @@ class Pipeline:
         """Keep the tables; ``ratings`` are all known ones, which are never recommended."""
         self.retriever, self._ratings, self._movies = retriever, ratings, movies
         # Stores alone: whatever server is configured, a look at a user sends and notes nothing.
-        self._stores = [replies.CommittedStore(settings.replies_dir)]
-        self._stores.insert(0, replies.LocalStore(settings.cache_dir / "replies.sqlite"))
+        self._stores = {
+            "recorded": replies.CommittedStore(settings.replies_dir),
+            "stored": replies.LocalStore(settings.cache_dir / "replies.sqlite"),
+        }
         if settings.llm_mode == "none":
-            self._stores = []
+            self._stores = {}
         self._named = movies.set_index("movieId")
         self.person = functools.lru_cache(maxsize=64)(self._person)
         self._candidates = functools.lru_cache(maxsize=256)(self._recommend)
@@ -179,7 +181,7 @@ class Pipeline:
     def _stored_texts(self) -> set[str]:
         return {
             reply.request["messages"][-1]["content"]
-            for store in self._stores
+            for store in self._stores.values()
             for reply in store.all()
             if reply.request.get("messages")
         }
@@ -187,9 +189,14 @@ class Pipeline:
     def _stored(self, messages: prompts.Messages, schema: type) -> llm.Outcome:
         body = {"messages": messages, "response_format": llm.response_format(schema)}
         key = replies.request_key(body)
-        for store in self._stores:
+        for source, store in self._stores.items():
             if reply := store.get(key):
-                return llm.outcome_of(ChatCompletion.model_validate(reply.response))
+                outcome = llm.outcome_of(ChatCompletion.model_validate(reply.response))
+                answer = answers.read(outcome.text, schema)
+                why = outcome.why or answer.why
+                return replace(
+                    outcome, value=answer.value, why=why, source=source, model=reply.model
+                )
         return llm.Outcome(None, "no_reply", "no reply is stored for this user")
 
     def recorded_users(self) -> list[int]:
@@ -220,31 +227,32 @@ class Pipeline:
             NoCandidatesError: the user is unknown or liked nothing.
         """
         rated, liked, disliked = self._taste(user)
-        asked = self._stored(prompts.profile_prompt(rated, liked, disliked), prompts.Profile)
-        try:
-            profile = prompts.Profile.model_validate_json(asked.text or "")
-        except ValueError:
+        outcome = self._stored(prompts.profile_prompt(rated, liked, disliked), prompts.Profile)
+        if outcome.value is None:
             table = prompts.taste_table(rated).round(2).to_string(index=False)
-            why = asked.why or "the stored reply is not usable"
-            notice = f"No LLM profile and no LLM ranking ({why}): a plain table stands in, and the "
-            return Person(
-                user, rated, liked, table, None, {}, notice + "retriever's order is kept."
+            notice = (
+                f"No LLM profile and no LLM ranking ({outcome.why}): a plain table stands in, and "
+                "the retriever's order is kept."
             )
-        audit = prompts.audit_profile(profile, liked, disliked)
-        text = prompts.profile_as_text(profile, audit)
+            return Person(user, rated, liked, table, None, {}, notice)
+        audit = prompts.audit_profile(outcome.value, liked, disliked)
+        text = prompts.profile_as_text(outcome.value, audit)
         first = self.candidates(user).movieId.tolist()
         shown = prompts.shuffled(first, seed=user)
         labels = ranking.letters(len(shown))
         messages = prompts.ranking_prompt(text, labels, self._named.loc[shown].reset_index())
         answer = self._stored(messages, ranking.RankingReply)
         back = [shown.index(movie) for movie in first]
-        result = ranking.read_ranking(answer.text, len(shown), fallback=back)
+        titles = self._named.title[shown].tolist()
+        result = ranking.read_ranking(answer.text, len(shown), fallback=back, titles=titles)
         flagged = int((audit["verdict"] == "flagged").sum())
-        notice = f"The profile is a stored LLM reply; {flagged} of its claims were left out. "
+        by = f"an LLM reply, {outcome.source}, by {outcome.model}"
+        notice = f"The profile is {by}; {flagged} of its claims were left out. "
         if result.failed:
             notice += f"No LLM ranking ({answer.why or result.why}): the retriever's order is kept."
             return Person(user, rated, liked, text, None, {}, notice)
-        notice += f"The ranking too; repairs to it: {result.repairs.total}."
+        by = f"an LLM reply, {answer.source}, by {answer.model}"
+        notice += f"The ranking is {by}; repairs to it: {result.repairs.total}."
         reasons = {shown[position]: why for position, why in result.reasons.items()}
         return Person(
             user,
@@ -510,6 +518,6 @@ def page(settings: Settings | None = None) -> ipywidgets.Widget:
     except (data.DataError, RuntimeError) as error:
         return ipywidgets.HTML(f"<p role='status'>{html.escape(str(error))}</p>")
     ratings, movies = (data.load_pandas(dataset, name) for name in ("ratings", "movies"))
-    told = (dataset.describe(), f"LLM replies: {llm.PROVENANCE}.")
+    told = (dataset.describe(), f"Recorded LLM replies: {llm.PROVENANCE}.")
     about = ipywidgets.HTML(f"<p>{'<br>'.join(html.escape(line) for line in told)}</p>")
     return ipywidgets.VBox([about, build(Pipeline(retriever, ratings, movies, settings))])
