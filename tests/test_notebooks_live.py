@@ -28,12 +28,12 @@ FAULTS = {
     "fence": ("", ""),
     "prose": ("profile ranking", r"no usable LLM reply"),
     "partial": ("profile ranking", r"no usable LLM reply"),
-    "genres": ("profile", r"no usable LLM reply \(unreadable\)"),
-    "length": ("article profile ranking", r"no usable LLM reply \(truncated\)"),
-    "slow": ("article profile ranking", r"no usable LLM reply \(timeout\)"),
+    "genres": ("profile", r"no usable LLM reply[^(]*\(unreadable\)"),
+    "length": ("article profile ranking", r"no usable LLM reply[^(]*\(truncated\)"),
+    "slow": ("article profile ranking", r"no usable LLM reply[^(]*\(timeout\)"),
     "400": ("article profile ranking", REFUSED),
     "404": ("article profile ranking", ABSENT),
-    "dead": ("article profile ranking", r"no usable LLM reply \(connection\)"),
+    "dead": ("article profile ranking", r"no usable LLM reply[^(]*\(connection\)"),
     "budget": ("article profile ranking", r"LLM_MAX_TOKENS"),
 }
 """What a server does: the prompts that get no usable reply, and what must be said of each."""
