@@ -20,11 +20,13 @@ from test_mutation import FOUND
 from werkzeug import Response
 
 from conftest import ROOT
+from helpers import candidates, data, llm, prompts, replies
 
 TIMEOUT_S = 0.4
 REFUSED = "this server takes no prompts of that kind"
 ABSENT = "model not found, try pulling it first"
 FAULTS = {
+    "stored": ("article profile ranking", r"no usable LLM reply[^(]*\(no_reply\)"),
     "fence": ("", ""),
     "prose": ("profile ranking", r"no usable LLM reply"),
     "partial": ("profile ranking", r"no usable LLM reply"),
@@ -36,7 +38,10 @@ FAULTS = {
     "dead": ("article profile ranking", r"no usable LLM reply[^(]*\(connection\)"),
     "budget": ("article profile ranking", r"LLM_MAX_TOKENS"),
 }
-"""What a server does: the prompts that get no usable reply, and what must be said of each."""
+"""What happens: the prompts that get no usable reply, and what must be said of each.
+
+"stored" is no server, and a profile in the local store that is none, from an earlier run.
+"""
 
 SWITCH = """
 import dataclasses, os
@@ -96,7 +101,7 @@ def serve(request) -> Response:
 
 @pytest.fixture(scope="module")
 def home(settings, tmp_path_factory):
-    """A home of its own, with nothing saved, stored or recorded but what 02 and 03 find."""
+    """A home of its own, with what 02 and 03 find and a published table."""
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(settings.sample_dir, home / "data" / "sample")
     found = home / "data" / "cache" / "results" / "sample"
@@ -109,12 +114,27 @@ def home(settings, tmp_path_factory):
     return home
 
 
-@pytest.fixture(scope="module")
-def runs(home):
-    """Run a notebook's cells from the first question on, once for each fault, in one kernel.
+def leave_a_bad_profile(home, sample) -> None:
+    """Make the local store hold one reply, to the profile prompt of user 12, that is no profile."""
+    cache = home / "data" / "cache"
+    for path in cache.glob("replies.sqlite*"):
+        path.unlink()
+    ratings, movies = (data.load_pandas(sample, name) for name in ("ratings", "movies"))
+    rated = candidates.history(ratings, movies, 12)
+    liked, disliked = candidates.liked(rated), candidates.disliked(rated)
+    body = {
+        "messages": prompts.profile_prompt(rated, liked, disliked),
+        "response_format": llm.response_format(prompts.Profile),
+    }
+    with replies.LocalStore(cache / "replies.sqlite") as store:
+        store.put(body, completion("I would rather not."), model="old")
 
-    Returns a function from the notebook's number to a list of cells (``source, text, error``) for
-    each fault; the prompts that were sent are under "prompts".
+
+@pytest.fixture(scope="module")
+def runs(home, sample):
+    """A function that runs a notebook: its cells from the first question on once for each fault.
+
+    All in one kernel. It returns the executed cells of each fault, and the requests that were sent.
     """
     with (
         HTTPServer(threaded=True) as server,
@@ -125,14 +145,14 @@ def runs(home):
         unused.bind(("127.0.0.1", 0))  # nothing listens there
         patch.setenv("HELPERS_HOME", str(home))
         patch.setenv("MOVIELENS_DIR", str(home / "data" / "sample"))
-        patch.delenv("LLM_MODE", raising=False)
 
-        def switch(fault):
+        def switch(number, fault):
             port = unused.getsockname()[1] if fault == "dead" else server.port
             environment = {
                 "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/{fault}/v1",
                 "OPENAI_API_KEY": "a-key",
-                "LLM_MODEL": f"served-{fault}",
+                "LLM_MODEL": f"served-{number}-{fault}",
+                "LLM_MODE": "recorded" if fault == "stored" else "live",
                 "LLM_TIMEOUT_S": str(TIMEOUT_S if fault == "slow" else 30),
                 "LLM_MAX_TOKENS": "1000" if fault == "budget" else "1000000",
             }
@@ -140,6 +160,7 @@ def runs(home):
 
         @functools.cache
         def run(number):
+            leave_a_bad_profile(home, sample)
             (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
             cells = [
                 new_code_cell(cell.source)
@@ -152,7 +173,7 @@ def runs(home):
             }
             notebook = nbformat.v4.new_notebook(cells=cells[:start])
             for fault, part in parts.items():
-                notebook.cells += [switch(fault), *part]
+                notebook.cells += [switch(number, fault), *part]
             NotebookClient(
                 notebook, timeout=600, kernel_name="python3", allow_errors=True,
                 resources={"metadata": {"path": str(path.parent)}},
@@ -186,7 +207,7 @@ def test_a_fault_is_said_and_the_notebook_goes_on(number, fault, runs):
             assert len(re.findall(words, text_of(cell))) == 1, text_of(cell)
             assert "LLM reply, " not in text_of(cell) and ": ok" not in text_of(cell)
         else:
-            assert "live" in text_of(cell) and f"served-{fault}" in text_of(cell)
+            assert "live" in text_of(cell) and f"served-{number}-{fault}" in text_of(cell)
             assert "no usable" not in text_of(cell)
     everything = text_of(*cells)
     assert ("Quiet dramas" in everything) == ("profile" not in without_reply)

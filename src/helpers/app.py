@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import ipywidgets
 import numpy as np
 import pandas as pd
-from openai.types.chat import ChatCompletion
 from pyspark.sql import SparkSession
 
 from helpers import als, answers, candidates, data, llm, prompts, ranking, replies
@@ -191,12 +190,11 @@ class Pipeline:
         key = replies.request_key(body)
         for source, store in self._stores.items():
             if reply := store.get(key):
-                outcome = llm.outcome_of(ChatCompletion.model_validate(reply.response))
+                outcome = llm.outcome_of(body, reply.response, source)
+                if outcome.kind != "ok":
+                    return outcome
                 answer = answers.read(outcome.text, schema)
-                why = outcome.why or answer.why
-                return replace(
-                    outcome, value=answer.value, why=why, source=source, model=reply.model
-                )
+                return replace(outcome, value=answer.value, why=answer.why)
         return llm.Outcome(None, "no_reply", "no reply is stored for this user")
 
     def recorded_users(self) -> list[int]:
