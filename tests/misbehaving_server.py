@@ -48,10 +48,18 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers["Content-Length"])
         self.server.requests.append(json.loads(self.rfile.read(length)))
         self.server.authorization = self.headers.get("Authorization")
+        self.server.paths.append(self.path)
+        self.server.headers = dict(self.headers)
         step = self.server.steps.pop(0) if len(self.server.steps) > 1 else self.server.steps[0]
+        if callable(step):  # from the request's body to status and body
+            step = ("reply", step(self.server.requests[-1]))
         kind, value = step if isinstance(step, tuple) else (step, None)
         if kind == "status":
             self._send(value, {"error": {"message": "no"}}, {"Retry-After": "0.05"})
+        elif kind == "reply" and isinstance(value[1], bytes):
+            self._raw(*value)
+        elif kind == "reply":
+            self._send(*value)
         elif kind == "limited":
             self._send(429, {"error": {"message": "no"}}, {"Retry-After": value})
         elif kind == "sleep":
@@ -90,6 +98,7 @@ def serve(*steps):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.steps, server.requests, server.authorization = list(steps), [], None
+    server.paths, server.headers = [], {}
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     try:

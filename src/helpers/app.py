@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import SparkSession
 
-from helpers import als, answers, candidates, data, llm, prompts, ranking, replies
+from helpers import als, answers, candidates, data, llm, prompts, ranking
+from helpers.replies import request_key
 from helpers.settings import Settings
 from helpers.spark import close_spark, get_spark
 
@@ -160,12 +161,7 @@ class Pipeline:
         """Keep the tables; ``ratings`` are all known ones, which are never recommended."""
         self.retriever, self._ratings, self._movies = retriever, ratings, movies
         # Stores alone: whatever server is configured, a look at a user sends and notes nothing.
-        self._stores = {
-            "recorded": replies.CommittedStore(settings.replies_dir),
-            "stored": replies.LocalStore(settings.cache_dir / "replies.sqlite"),
-        }
-        if settings.llm_mode == "none":
-            self._stores = {}
+        self._stores = llm.Stores(settings)
         self._named = movies.set_index("movieId")
         self.person = functools.lru_cache(maxsize=64)(self._person)
         self._candidates = functools.lru_cache(maxsize=256)(self._recommend)
@@ -180,21 +176,23 @@ class Pipeline:
     def _stored_texts(self) -> set[str]:
         return {
             reply.request["messages"][-1]["content"]
-            for store in self._stores.values()
+            for store in (self._stores.committed, self._stores.local)
             for reply in store.all()
-            if reply.request.get("messages")
+            if reply.request.get("messages") and self._stores.settings.llm_mode != "none"
         }
 
     def _stored(self, messages: prompts.Messages, schema: type) -> llm.Outcome:
         body = {"messages": messages, "response_format": llm.response_format(schema)}
-        key = replies.request_key(body)
-        for source, store in self._stores.items():
-            if reply := store.get(key):
-                outcome = llm.outcome_of(body, reply.response, source)
-                if outcome.kind != "ok":
-                    return outcome
-                answer = answers.read(outcome.text, schema)
-                return replace(outcome, value=answer.value, why=answer.why)
+        reply = self._stores.find(body)
+        if reply is None and self._stores.settings.llm_mode != "none":
+            # One that is not usable says why.
+            reply = self._stores.local.get(request_key(body))
+        if reply is not None:
+            outcome = llm.outcome_of(body, reply.response, reply.origin)
+            if outcome.kind != "ok":
+                return outcome
+            answer = answers.read(outcome.text, schema)
+            return replace(outcome, value=answer.value, why=answer.why)
         return llm.Outcome(None, "no_reply", "no reply is stored for this user")
 
     def recorded_users(self) -> list[int]:

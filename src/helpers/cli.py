@@ -27,7 +27,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
 
-from helpers import app, checkpoints, data, publish, replies, room, slides
+from helpers import app, checkpoints, data, llm, publish, replies, room, slides
 from helpers.faults import command, storing
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
@@ -270,17 +270,36 @@ def batch(settings: Settings, action: str, file: Path) -> int:
     with replies.LocalStore(settings.cache_dir / "replies.sqlite") as store:
         if action == "export":
             # A request stays noted after its answer came; it must not be sent and paid again.
-            pending = [body for body in pending if store.get(replies.request_key(body)) is None]
+            pending = [
+                body
+                for body in pending
+                if store.get(replies.request_key(body), fault=llm.usable) is None
+            ]
             count = replies.export_batch(pending, file, settings.llm_model or "MODEL")
             print(f"{count} requests written to {file}.")
             return 0
         if action == "keep":
-            fresh = [reply for reply in store.all() if committed.get(reply.key) is None]
+            fresh = [
+                reply
+                for reply in store.all()
+                if committed.get(reply.key) is None
+                and not llm.usable(reply.request, reply.response)
+            ]
             print(f"{replies.write_jsonl(fresh, file)} replies written to {file}.")
             return 0
-        report = replies.import_batch(file, pending, store)
+        asked = {replies.request_key(body): body for body in pending}
+        report = replies.import_batch(
+            file, pending, store, judge=lambda key, answer: llm.usable(asked[key], answer)
+        )
     print(report)
     return 0 if report.complete else 1
+
+
+def forget(settings: Settings) -> int:
+    """Forget the replies of live servers, and the requests that found none; records stay."""
+    stored, waiting = replies.forget(settings.cache_dir)
+    print(f"{stored} stored replies and {waiting} waiting requests are forgotten.")
+    return 0
 
 
 # --- people ---------------------------------------------------------------------------------------
@@ -344,6 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     three = commands.add_parser("batch", help="record LLM replies in bulk")
     three.add_argument("action", choices=["export", "import", "keep"])
     three.add_argument("file", type=Path)
+    commands.add_parser("forget", help="forget the stored replies of live servers")
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in ("lab", "app"):  # those two pass them on
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -381,6 +401,8 @@ def _dispatch(settings: Settings, options: argparse.Namespace, rest: list[str]) 
         return open_app(settings, rest)
     if options.command in ("slides", "copies"):
         return write_for_the_room(settings, options.command, options.output)
+    if options.command == "forget":
+        return forget(settings)
     return batch(settings, options.action, options.file)
 
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import openai
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -195,10 +194,11 @@ def _server(model: str, settings: Settings) -> Embed:
                 "EMBEDDING_MODEL names a server's model, but no server is configured: set "
                 "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL, or leave EMBEDDING_MODEL out."
             ) from None
-        except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
-            raise EmbeddingError(
-                f"The server did not return embeddings ({type(error).__name__}); nothing was kept."
-            ) from None
+        except llm.FAULTS as error:
+            why = llm.fault_of(error).why
+        except (AttributeError, TypeError, ValueError) as error:  # of reading the answer
+            why = f"what came cannot be read ({type(error).__name__})"
+        raise EmbeddingError(f"The server did not return embeddings: {why}; nothing was kept.")
 
     return make
 

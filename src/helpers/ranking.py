@@ -296,7 +296,7 @@ def ask_all(
     def one(user: int) -> tuple[int, Ranking, str]:
         shown, messages = requests[user]
         outcome = llm.ask(client, messages, schema=schema, **options)
-        text = outcome.text if outcome.kind in ("ok", "truncated") else None
+        text = outcome.text if outcome.kind in ("ok", "truncated", "unreadable") else None
         result = read(text, shown) if read else read_ranking(text, len(shown))
         return user, result, outcome.kind if outcome.kind != "ok" else result.why
 

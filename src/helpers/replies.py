@@ -29,8 +29,15 @@ CONTENT = (
     "messages", "input", "response_format", "tools", "tool_choice", "n", "logprobs", "stop", "seed",
 )  # fmt: skip
 """Fields of a request that decide what is asked. Two requests that differ in ``seed`` alone ask for
-two readings of one prompt. All others (model, temperature, limits, user, metadata, stream) are
-about who answers and how."""
+two readings of one prompt. A limit that the caller sets counts too, under either of its names: the
+answer is cut there. All others (model, temperature, user, metadata, stream) are about who answers
+and how."""
+
+LOCAL = "local store"
+"""The :attr:`Reply.source` of a reply that is not committed."""
+
+Fault = Callable[[Body, Body], str]
+"""From a request and its reply to the reason why the reply may not be used, or ""."""
 
 IMPORTED_AT_ONCE = 500
 """Answers of a batch in one transaction: the disk takes milliseconds to confirm each."""
@@ -42,10 +49,12 @@ SCHEMA_NOTES = {"title", "description", "default", "examples"}
 def request_key(body: Body) -> str:
     """Return the SHA-256 of what a request asks, in hexadecimal digits.
 
-    Only the fields in :data:`CONTENT` count, with sorted keys; the JSON schema of
-    ``response_format`` counts without its notes. White space in a message counts.
+    Only the fields in :data:`CONTENT` and the caller's limit count, with sorted keys; the JSON
+    schema of ``response_format`` counts without its notes. White space in a message counts.
     """
     content = {name: body[name] for name in CONTENT if body.get(name) is not None}
+    if limit := body.get("max_completion_tokens") or body.get("max_tokens"):
+        content["max_completion_tokens"] = limit
     if "response_format" in content:
         content["response_format"] = _bare_schema(content["response_format"])
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -79,6 +88,11 @@ class Reply:
     def model(self) -> str:
         """The model that the response names."""
         return str(self.response.get("model", "unknown"))
+
+    @property
+    def origin(self) -> str:
+        """``stored`` for an earlier live reply, ``recorded`` for a committed one."""
+        return "stored" if self.source == LOCAL else "recorded"
 
 
 class StoreWarning(UserWarning):
@@ -205,13 +219,34 @@ class LocalStore:
         with storing(self._path), self._connection() as connection:
             connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def get(self, key: str, *, model: str | None = None, server: str | None = None) -> Reply | None:
-        """Return the newest reply, of ``model`` and ``server`` if given, or ``None``."""
-        found = self._rows(
+    def get(
+        self,
+        key: str,
+        *,
+        model: str | None = None,
+        server: str | None = None,
+        fault: Fault | None = None,
+    ) -> Reply | None:
+        """Return the newest reply, of ``model`` and ``server`` if given, or ``None``.
+
+        A reply with a ``fault`` is passed over.
+        """
+        replies = self._rows(
             "WHERE key = ? AND (? IS NULL OR model = ?) AND (? IS NULL OR server = ?)",
             (key, model, model, server, server),
         )
-        return found[-1] if found else None
+        sound = (r for r in reversed(replies) if not (fault and fault(r.request, r.response)))
+        return next(sound, None)
+
+    def models(self) -> list[str]:
+        """Return the names of the models whose replies are here."""
+        rows = self._connection().execute("SELECT DISTINCT model FROM replies ORDER BY model")
+        return [name for (name,) in rows.fetchall()]
+
+    def forget(self) -> int:
+        """Delete all replies and return their number."""
+        with storing(self._path), self._connection() as connection:
+            return connection.execute("DELETE FROM replies").rowcount
 
     def all(self) -> list[Reply]:
         """Return all replies, oldest first."""
@@ -221,7 +256,7 @@ class LocalStore:
         query = f"SELECT key, server, request, response FROM replies {where} ORDER BY created"
         rows = self._connection().execute(query, values).fetchall()
         return [
-            Reply(key, json.loads(response), "local store", json.loads(request), server)
+            Reply(key, json.loads(response), LOCAL, json.loads(request), server)
             for key, server, request, response in rows
         ]
 
@@ -250,11 +285,14 @@ class PendingRequests:
     def __init__(self, path: Path) -> None:
         """Remember the file; it need not exist."""
         self._path = Path(path)
+        self._keys: set[str] = set()
+        self._read = 0  # bytes of the file whose keys are known
 
     def add(self, body: Body) -> None:
         """Collect a request unless it is there already."""
         with self._lock:
-            if request_key(body) in {request_key(one) for one in self.all()}:
+            self._catch_up()
+            if request_key(body) in self._keys:
                 return
             with storing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,16 +301,30 @@ class PendingRequests:
                 start = b"\n" if _ends_torn(file) else b""
                 file.write(start + json.dumps(body).encode() + b"\n")
 
+    def _catch_up(self) -> None:
+        """Read what this object or another process has appended since the last time."""
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if size < self._read:  # forgotten, or another file
+            self._keys, self._read = set(), 0
+        if size > self._read:
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                whole, newline, _ = file.read().rpartition(b"\n")
+            self._keys.update(request_key(body) for body in _bodies(whole))
+            self._read += len(whole) + len(newline)
+
     def all(self) -> list[Body]:
         """Return the requests in their order; a line torn by a kill is left out."""
-        if not self._path.exists():
-            return []
-        bodies = []
-        # As bytes: text would also be cut at U+2028 and other characters that JSON keeps.
-        for line in self._path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError):
-                bodies.append(json.loads(line))
-        return bodies
+        return _bodies(self._path.read_bytes()) if self._path.exists() else []
+
+
+def _bodies(data: bytes) -> list[Body]:
+    bodies = []
+    # As bytes: text would also be cut at U+2028 and other characters that JSON keeps.
+    for line in data.splitlines():
+        with contextlib.suppress(ValueError):
+            bodies.append(json.loads(line))
+    return bodies
 
 
 def _ends_torn(file: IO[bytes]) -> bool:
@@ -280,6 +332,21 @@ def _ends_torn(file: IO[bytes]) -> bool:
         return False
     file.seek(-1, os.SEEK_END)
     return file.read(1) != b"\n"
+
+
+def forget(folder: Path) -> tuple[int, int]:
+    """Delete the local store's replies and the waiting requests of ``folder``; return how many.
+
+    Raises:
+        StoreDamagedError, StorageError: see :class:`LocalStore`.
+    """
+    waiting = Path(folder) / "pending.jsonl"
+    number = len(PendingRequests(waiting).all())
+    with LocalStore(Path(folder) / "replies.sqlite") as store:
+        replies = store.forget()
+    with storing(waiting):
+        waiting.unlink(missing_ok=True)
+    return replies, number
 
 
 def export_batch(requests: Iterable[Body], path: Path, model: str) -> int:

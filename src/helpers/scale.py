@@ -27,15 +27,12 @@ from typing import Any, NamedTuple, TypeVar
 import httpx2
 import openai
 import pandas as pd
-from openai.types.chat import ChatCompletion
 from tqdm.auto import tqdm
 
 from helpers import llm, ranking
 from helpers.replies import (
     Body,
-    CommittedStore,
     LocalStore,
-    Reply,
     batch_line,
     import_batch,
     request_key,
@@ -47,12 +44,13 @@ T = TypeVar("T")
 GRACE_S = 5.0
 """How long a job that is stopped waits for answers that are already paid for."""
 
+WAIT_S = 0.02
+"""How often a request looks whether the budget has room again."""
+
 BATCH_REQUESTS = 50_000
 BATCH_BYTES = 200_000_000
 """What one input file of the Batch API may hold (200 MB, read as 200 million bytes):
 https://platform.openai.com/docs/guides/batch"""
-
-BATCH_SERVER = "batch"
 
 
 class ToRank(NamedTuple):
@@ -182,15 +180,12 @@ class Pace:
 class PacedTransport(httpx2.AsyncBaseTransport):
     """Sends what the budget and the pace allow; the SDK above it retries, so retries count too."""
 
-    def __init__(self, live: httpx2.AsyncBaseTransport, budget: llm.Budget, pace: Pace) -> None:
-        """``live`` is the transport to the server."""
-        self._live, self._budget, self._pace = live, budget, pace
-        self._settled = asyncio.Condition()
-        self._out = 0
-        # The most prompt tokens a server counted for each that was estimated. Another language or
-        # tokenizer takes more than the rule of thumb says, and the budget must hold there too.
-        self._factor = 1.0
-        self.held = (0, 0.0)
+    def __init__(
+        self, settings: Settings, live: httpx2.AsyncClient, budget: llm.Budget, pace: Pace
+    ):
+        """``live`` is the client that reaches the server."""
+        self._settings, self._live, self._budget, self._pace = settings, live, budget, pace
+        self._dialects = llm.Dialects()
         self.stopping = False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -201,70 +196,27 @@ class PacedTransport(httpx2.AsyncBaseTransport):
             TooLarge: it alone is over the limits; nothing was sent.
         """
         body = json.loads(await request.aread())
-        reserved = await self._reserve(body)
-        answer: Body | None = None
-        unknown = False
-        try:
-            await self._pace.wait(reserved[0])
-            if self.stopping:
-                raise openai.OpenAIError("Not sent: the job was stopped.")
-            unknown = True
-            response = await self._live.handle_async_request(request)
-            await response.aread()
-            unknown = response.status_code == 200
-            if unknown:
-                with contextlib.suppress(ValueError):
-                    answer = _with_usage(response.json())
-                unknown = answer is None
-                if answer is not None:
-                    took = answer["usage"]["prompt_tokens"] / llm.estimate_tokens(body)
-                    self._factor = max(self._factor, took)
-            elif (seconds := retry_after(response.headers)) is not None:
+        attempt = llm.Attempt(self._settings, self._dialects, request, body)
+        while True:
+            while (reserved := self._budget.admit(attempt.body)) is None:
+                await asyncio.sleep(WAIT_S)
+            with self._budget.passage(reserved, attempt.body) as passage:
+                await self._pace.wait(reserved[0])
+                if self.stopping:
+                    raise openai.OpenAIError("Not sent: the job was stopped.")
+                passage.sent = True
+                with llm.without_key(self._settings):
+                    response = await self._live.send(attempt.request(), stream=True)
+                    await response.aread()
+                response = passage.response = attempt.received(response)
+            if (seconds := retry_after(response.headers)) is not None and not response.is_success:
                 self._pace.pause(seconds)
-            return response
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
-            unknown = False  # it never reached the server
-            raise
-        finally:
-            if unknown:
-                # The server may charge for an answer that was lost: what was set aside is spent.
-                self._budget.estimated = True
-            else:
-                self._budget.settle(reserved, body, answer)
-            await self._release(reserved)
-
-    async def _reserve(self, body: Body) -> tuple[int, float]:
-        async with self._settled:
-            while True:
-                try:
-                    reserved = self._budget.reserve(body, self._factor)
-                    break
-                except llm.BudgetExceeded:
-                    # Requests under way hold the most they can cost and soon give some back.
-                    if not self._out:
-                        raise
-                    await self._settled.wait()
-            self._out += 1
-            self.held = (self.held[0] + reserved[0], self.held[1] + reserved[1])
-        return reserved
-
-    async def _release(self, reserved: tuple[int, float]) -> None:
-        self._out -= 1
-        self.held = (self.held[0] - reserved[0], self.held[1] - reserved[1])
-        async with self._settled:
-            self._settled.notify_all()
+            if not attempt.again(response):
+                return response
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._live.aclose()
-
-
-def _with_usage(body: Any) -> Body | None:
-    usage = body.get("usage") if isinstance(body, dict) else None
-    known = isinstance(usage, dict) and all(
-        isinstance(usage.get(name), int) for name in ("prompt_tokens", "completion_tokens")
-    )
-    return body if known else None
 
 
 def retry_after(headers: Any) -> float | None:
@@ -292,7 +244,7 @@ _FORMAT = llm.response_format(ranking.LetterRanking)
 
 def judge(outcome: llm.Outcome, one: ToRank, source: str) -> Ranked:
     """Turn an answer into the order of the movies shown, or into the reason why there is none."""
-    text = outcome.text if outcome.kind in ("ok", "truncated") else None
+    text = outcome.text if outcome.kind in ("ok", "truncated", "unreadable") else None
     result = ranking.read_ranking(text, len(one.shown))
     if not result.failed:
         order = [int(one.shown[position]) for position in result.order]
@@ -301,13 +253,6 @@ def judge(outcome: llm.Outcome, one: ToRank, source: str) -> Ranked:
     if kind == "ok":
         kind, why = "unreadable", result.why
     return Ranked(one.user, [], kind, why)
-
-
-def _outcome_of_body(body: Body) -> llm.Outcome:
-    try:
-        return llm.outcome_of(ChatCompletion.construct(**body))
-    except llm.FAULTS as error:
-        return llm.fault_of(error)
 
 
 async def rank_users(
@@ -406,25 +351,18 @@ class _Job:
         self.writer = _Writer(store)
         self.asking: dict[str, asyncio.Task[llm.Outcome]] = {}
         self.client: openai.AsyncOpenAI | None = None
-        self.committed = CommittedStore(settings.replies_dir)
+        self.stores = llm.Stores(settings, store)
         if not llm.is_live(settings):
             return
         self.model = str(settings.llm_model)
         pool = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        live = httpx2.AsyncHTTPTransport(limits=pool)
-        self.transport = PacedTransport(live, budget, Pace(limits))
+        live = httpx2.AsyncClient(limits=pool, follow_redirects=True)
+        self.transport = PacedTransport(settings, live, budget, Pace(limits))
+        http = httpx2.AsyncClient(transport=self.transport, timeout=settings.llm_timeout_s)
         self.client = openai.AsyncOpenAI(
-            api_key=settings.llm_api_key or "no-key",
-            base_url=settings.llm_base_url,
-            http_client=httpx2.AsyncClient(
-                transport=self.transport, timeout=settings.llm_timeout_s
-            ),
-            timeout=settings.llm_timeout_s,
-            max_retries=retries,
+            **llm.client_options(settings), http_client=http, max_retries=retries
         )
-        url = self.client.base_url
-        # As helpers.llm names it, so that each finds the other's replies.
-        self.server = f"{url.host}:{url.port or ''}"
+        self.server = llm.server_of(self.client.base_url)
         self.create = self.client.chat.completions.with_raw_response.create
 
     async def rank(self, one: ToRank) -> Ranked:
@@ -432,9 +370,10 @@ class _Job:
             return Ranked(one.user, [], source="none")
         body = request_body(one, self.options)
         key = request_key(body)
-        stored = self._find(key)
+        live = {} if self.client is None else {"model": self.model, "server": self.server}
+        stored = self.stores.find(body, **live)
         if stored is not None:
-            found = judge(_outcome_of_body(stored.response), one, "store")
+            found = judge(llm.outcome_of(body, stored.response), one, "store")
             if not found.failed and self.count_stored and self.client is not None:
                 self.budget.settle((0, 0.0), body, stored.response)
             if not found.failed or self.client is None:
@@ -450,29 +389,22 @@ class _Job:
             return Ranked(one.user, [], "too_large", str(error))
         return judge(outcome, one, "live")
 
-    def _find(self, key: str) -> Reply | None:
-        if self.client is None:
-            return self.store.get(key) or self.committed.get(key)
-        # Only this model's own answers may stand for a live one.
-        return self.store.get(key, model=self.model, server=self.server) or self.store.get(
-            key, model=self.model, server=BATCH_SERVER
-        )
-
     async def _ask(self, body: Body, one: ToRank) -> llm.Outcome:
         try:
             raw = await self.create(model=self.model, **body)
-            outcome = llm.outcome_of(raw.parse())
         except TooLarge:
             raise
         except llm.FAULTS as error:
             return llm.fault_of(error)
-        if not judge(outcome, one, "live").failed:
+        response = llm.json_of(raw.http_response)
+        outcome = llm.outcome_of(body, response)
+        if not judge(outcome, one, "live").failed and not llm.usable(body, response):
             kept = {name: body[name] for name in body if name != "user"}
-            await self.writer.put(kept, raw.http_response.json(), self.model, self.server)
+            await self.writer.put(kept, response, self.model, self.server)
         return outcome
 
     def cost_so_far(self) -> str:
-        held = self.transport.held if self.client is not None else (0, 0.0)
+        held = self.budget.held
         if self.budget.price_in is None or self.budget.price_out is None:
             return f"{self.budget.spent_tokens - held[0]} tokens"
         return f"${self.budget.spent_usd - held[1]:.4f}"
@@ -642,8 +574,10 @@ def write_batches(
 
 
 def _answered(store: LocalStore, key: str, model: str, one: ToRank) -> bool:
-    reply = store.get(key, model=model)
-    return reply is not None and not judge(_outcome_of_body(reply.response), one, "store").failed
+    reply = store.get(key, model=model, fault=llm.usable)
+    if reply is None:
+        return False
+    return not judge(llm.outcome_of(reply.request, reply.response), one, "store").failed
 
 
 def _ints(values: Sequence[int]) -> list[int]:
@@ -687,9 +621,11 @@ def import_batches(folder: Path, store: LocalStore) -> BatchReport:
                 one = ToRank(row["user"], row["shown"], [])
                 people.setdefault(row["key"], []).append(one)
 
-        def unreadable(key: str, answer: Body, people: dict = people) -> str:
-            found = judge(_outcome_of_body(answer), people[key][0], "batch")
-            return found.why if found.failed else ""
+        asked = {request_key(body): body for body in wanted}
+
+        def unreadable(key: str, answer: Body, people: dict = people, asked: dict = asked) -> str:
+            found = judge(llm.outcome_of(asked[key], answer), people[key][0], "batch")
+            return found.why if found.failed else llm.usable(asked[key], answer)
 
         why: dict[str, str] = {}
         for kind in ("output", "error"):

@@ -156,7 +156,7 @@ def letter_distribution(
     if one.response is not None and kind in ("ok", "truncated", "empty"):
         kind, why = "no_letters", "the server returned no probability for any of the letters"
     every = llm.ask(client, list_prompt(messages, n), schema=ranking.LetterRanking, **options)
-    answer = every.text if every.kind in ("ok", "truncated") else None
+    answer = every.text if every.kind in ("ok", "truncated", "unreadable") else None
     listed = ranking.read_ranking(answer, n)
     if not listed.failed:
         repairs = listed.repairs.total
