@@ -455,7 +455,7 @@ def test_batches_stream_and_say_what_to_ask_again(tmp_path):
         report = scale.import_batches(first, store)
         assert (report.imported, report.unknown) == (6, 2)
         assert report.again == {
-            2: "the answer holds no JSON ranking", 3: "status 400", 99: "status 400",
+            2: "the answer holds no JSON", 3: "status 400", 99: "status 400",
             8: "no answer", 9: "no answer",
         }  # fmt: skip
         assert "5 users to ask for again" in str(report)

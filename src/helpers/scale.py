@@ -244,13 +244,13 @@ _FORMAT = llm.response_format(ranking.LetterRanking)
 
 def judge(outcome: llm.Outcome, one: ToRank, source: str) -> Ranked:
     """Turn an answer into the order of the movies shown, or into the reason why there is none."""
-    text = outcome.text if outcome.kind in ("ok", "truncated", "unreadable") else None
+    text = outcome.text if outcome.kind in ranking.READ else None
     result = ranking.read_ranking(text, len(one.shown))
     if not result.failed:
         order = [int(one.shown[position]) for position in result.order]
         return Ranked(one.user, order, repairs=result.repairs.total, source=source)
     kind, why = outcome.kind, outcome.why
-    if kind == "ok":
+    if kind in ("ok", "unreadable"):
         kind, why = "unreadable", result.why
     return Ranked(one.user, [], kind, why)
 
