@@ -21,7 +21,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -696,12 +696,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_result(
-    table: pd.DataFrame, name: str, dataset: Dataset, settings: Settings | None = None
+    table: pd.DataFrame,
+    name: str,
+    dataset: Dataset,
+    settings: Settings | None = None,
+    *,
+    published: bool = True,
 ) -> Path:
     """Save a table behind a figure as CSV with six decimals and return its path.
 
-    Only numbers from the verified release go to the committed ``data/results``.
+    Only numbers from the verified release go to the committed ``data/results``, and not those that
+    are a run's own (``published`` is false: another LLM, another user).
     """
+    dataset = dataset if published else replace(dataset, verified=False)
     path = result_path(name, dataset, settings)
     with replacing(path) as fresh:
         table.to_csv(fresh, index=False, float_format="%.6f", encoding="utf-8", lineterminator="\n")

@@ -15,7 +15,7 @@ import html
 import json
 import zipfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ipywidgets
 import numpy as np
@@ -188,7 +188,11 @@ class Pipeline:
             # One that is not usable says why.
             reply = self._stores.local.get(request_key(body))
         if reply is not None:
-            return llm.outcome_of(body, reply.response, reply.origin)
+            outcome = llm.outcome_of(body, reply.response, reply.origin)
+            if outcome.kind != "ok":
+                return outcome
+            answer = answers.read(outcome.text, schema)
+            return replace(outcome, value=answer.value, why=answer.why)
         return llm.Outcome(None, "no_reply", "no reply is stored for this user")
 
     def recorded_users(self) -> list[int]:
@@ -219,35 +223,32 @@ class Pipeline:
             NoCandidatesError: the user is unknown or liked nothing.
         """
         rated, liked, disliked = self._taste(user)
-        asked = self._stored(prompts.profile_prompt(rated, liked, disliked), prompts.Profile)
-        answer = answers.read(asked.text, prompts.Profile)
-        profile = answer.value
-        if profile is None:
+        outcome = self._stored(prompts.profile_prompt(rated, liked, disliked), prompts.Profile)
+        if outcome.value is None:
             table = prompts.taste_table(rated).round(2).to_string(index=False)
-            why = asked.why or answer.why
-            notice = f"No LLM profile and no LLM ranking ({why}): a plain table stands in, and the "
-            return Person(
-                user, rated, liked, table, None, {}, notice + "retriever's order is kept."
+            notice = (
+                f"No LLM profile and no LLM ranking ({outcome.why}): a plain table stands in, and "
+                "the retriever's order is kept."
             )
-        audit = prompts.audit_profile(profile, liked, disliked)
-        text = prompts.profile_as_text(profile, audit)
+            return Person(user, rated, liked, table, None, {}, notice)
+        audit = prompts.audit_profile(outcome.value, liked, disliked)
+        text = prompts.profile_as_text(outcome.value, audit)
         first = self.candidates(user).movieId.tolist()
         shown = prompts.shuffled(first, seed=user)
         labels = ranking.letters(len(shown))
         messages = prompts.ranking_prompt(text, labels, self._named.loc[shown].reset_index())
-        replied = self._stored(messages, ranking.RankingReply)
+        answer = self._stored(messages, ranking.RankingReply)
         back = [shown.index(movie) for movie in first]
-        titles = self._named.loc[shown].title.tolist()
-        result = ranking.read_ranking(replied.text, len(shown), fallback=back, titles=titles)
+        titles = self._named.title[shown].tolist()
+        result = ranking.read_ranking(answer.text, len(shown), fallback=back, titles=titles)
         flagged = int((audit["verdict"] == "flagged").sum())
-        notice = f"The profile is a stored LLM reply by {asked.model}; "
-        notice += f"{flagged} of its claims were left out. "
+        by = f"an LLM reply, {outcome.source}, by {outcome.model}"
+        notice = f"The profile is {by}; {flagged} of its claims were left out. "
         if result.failed:
-            notice += (
-                f"No LLM ranking ({replied.why or result.why}): the retriever's order is kept."
-            )
+            notice += f"No LLM ranking ({answer.why or result.why}): the retriever's order is kept."
             return Person(user, rated, liked, text, None, {}, notice)
-        notice += f"The ranking is one by {replied.model}; repairs to it: {result.repairs.total}."
+        by = f"an LLM reply, {answer.source}, by {answer.model}"
+        notice += f"The ranking is {by}; repairs to it: {result.repairs.total}."
         reasons = {shown[position]: why for position, why in result.reasons.items()}
         return Person(
             user,
@@ -513,6 +514,6 @@ def page(settings: Settings | None = None) -> ipywidgets.Widget:
     except (data.DataError, RuntimeError) as error:
         return ipywidgets.HTML(f"<p role='status'>{html.escape(str(error))}</p>")
     ratings, movies = (data.load_pandas(dataset, name) for name in ("ratings", "movies"))
-    told = (dataset.describe(), f"LLM replies by claude: {llm.PROVENANCE}.")
+    told = (dataset.describe(), f"Recorded LLM replies: {llm.PROVENANCE}.")
     about = ipywidgets.HTML(f"<p>{'<br>'.join(html.escape(line) for line in told)}</p>")
     return ipywidgets.VBox([about, build(Pipeline(retriever, ratings, movies, settings))])

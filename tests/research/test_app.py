@@ -72,7 +72,7 @@ def test_stored_replies_come_first_and_rank_as_notebook_05_does(pipeline, sample
     person = pipeline.person(12)
     first = pipeline.candidates(12).movieId.tolist()
     assert sorted(person.llm_order) == sorted(first) and len(person.reasons) == 10
-    assert "a stored LLM reply" in person.notice
+    assert person.notice.count("an LLM reply, recorded, by claude") == 2
     shown = prompts.shuffled(first, seed=12)
     messages = prompts.ranking_prompt(
         person.profile, ranking.letters(10), pipeline._named.loc[shown].reset_index()
@@ -151,7 +151,36 @@ def test_a_stored_reply_that_is_no_profile_is_said(retriever, tables, settings, 
     assert other.recorded_users() == [5]  # one's own replies count
     person = other.person(5)
     assert person.llm_order is None and "genre" in person.profile
-    assert "not usable" in person.notice or "empty" in person.notice
+    assert person.notice.startswith("No LLM profile and no LLM ranking (the answer ")
+
+
+def test_a_stored_profile_in_a_fence_is_read_and_names_its_model(
+    retriever, tables, settings, tmp_path
+):
+    home = dataclasses.replace(settings, root=tmp_path)
+    other = app.Pipeline(retriever, *tables, home)
+    messages = prompts.profile_prompt(*other._taste(5))
+    body = {"messages": messages, "response_format": llm.response_format(prompts.Profile)}
+    lists = '"genres": [], "eras": [], "themes": [], "dislikes": []'
+    text = f'Here:\n```json\n{{"summary": "Quiet dramas.", {lists}}}\n```'
+    with replies.LocalStore(home.cache_dir / "replies.sqlite") as store:
+        store.put(body, completion(text) | {"model": "own"}, model="own")
+    person = app.Pipeline(retriever, *tables, home).person(5)
+    assert person.profile.startswith("Quiet dramas.")
+    assert "an LLM reply, stored, by own" in person.notice and "no reply is" in person.notice
+
+
+def test_a_committed_reply_comes_before_ones_own(retriever, tables, settings, tmp_path):
+    shutil.copytree(settings.replies_dir, tmp_path / "data" / "replies")
+    home = dataclasses.replace(settings, root=tmp_path)
+    other = app.Pipeline(retriever, *tables, home)
+    before = other.person(12).profile
+    messages = prompts.profile_prompt(*other._taste(12))
+    body = {"messages": messages, "response_format": llm.response_format(prompts.Profile)}
+    with replies.LocalStore(home.cache_dir / "replies.sqlite") as store:
+        store.put(body, completion("{}"), model="own")
+    person = app.Pipeline(retriever, *tables, home).person(12)
+    assert person.profile == before and "recorded, by claude" in person.notice
 
 
 def test_the_factors_are_kept_and_read_without_spark(retriever, sample, settings, tmp_path,

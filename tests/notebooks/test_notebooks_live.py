@@ -1,0 +1,236 @@
+"""Notebooks 04 and 05 with servers as people have them: no cell fails, and each fault is said."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+import socket
+import time
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from misbehaving_server import completion
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
+from pytest_httpserver import HTTPServer
+from test_mutation import FOUND
+from werkzeug import Response
+
+from conftest import ROOT
+from helpers import candidates, data, llm, prompts, replies
+
+TIMEOUT_S = 0.4
+REFUSED = "this server takes no prompts of that kind"
+ABSENT = "model not found, try pulling it first"
+FAULTS = {
+    "stored": ("article profile ranking", r"no usable LLM reply[^(]*\(no_reply\)"),
+    "fence": ("", ""),
+    "prose": ("profile ranking", r"no usable LLM reply"),
+    "partial": ("profile ranking", r"no usable LLM reply"),
+    "genres": ("profile", r"no usable LLM reply[^(]*\(unreadable\)"),
+    "length": ("article profile ranking", r"no usable LLM reply[^(]*\(truncated\)"),
+    "slow": ("article profile ranking", r"no usable LLM reply[^(]*\(timeout\)"),
+    "400": ("article profile ranking", REFUSED),
+    "404": ("article profile ranking", ABSENT),
+    "dead": ("article profile ranking", r"no usable LLM reply[^(]*\(connection\)"),
+    "budget": ("article profile ranking", r"LLM_MAX_TOKENS"),
+}
+"""What happens: the prompts that get no usable reply, and what must be said of each.
+
+"stored" is no server, and a profile in the local store that is none, from an earlier run.
+"""
+
+SWITCH = """
+import dataclasses, os
+if "_at_first" in globals():  # as in a fresh kernel: nothing of the run before is left
+    for _name in [name for name in globals() if not name.startswith("_")]:
+        del globals()[_name]
+    globals().update(_at_first)
+else:
+    _at_first = {{name: value for name, value in globals().items() if not name.startswith("_")}}
+os.environ.update({environment!r})
+if "settings" in globals():
+    settings = Settings.from_env()
+    dataset = dataclasses.replace(dataset, verified=True)  # what is saved now would be published
+"""
+
+
+def prompt_of(text: str) -> str:
+    return "ranking" if "<candidates>" in text else "profile" if "<likes>" in text else "article"
+
+
+def shown(text: str) -> dict[str, str]:
+    """Return the letters of a ranking prompt with their titles."""
+    return dict(re.findall(r'^([A-Z]) \| "(.*?)" \|', text, re.MULTILINE))
+
+
+def answer(fault: str, text: str) -> str:
+    """Return the text with which a server with this fault answers a prompt."""
+    ids = [int(number) for number in re.findall(r"^(\d+) \| ", text, re.MULTILINE)[:2]]
+    profile = {
+        "summary": "Quiet dramas, says the server.",
+        "genres": ["Romance"] if fault == "genres" else [],
+        "eras": [],
+        "themes": [{"name": "quiet evenings", "movie_ids": ids}],
+        "dislikes": [],
+    }
+    items = [{"letter": letter, "reason": f"reason {letter}"} for letter in reversed(shown(text))]
+    whole = {"profile": profile, "ranking": {"ranking": items}}.get(prompt_of(text))
+    if whole is None or fault == "prose":
+        return "I would begin with something light, but tastes differ."
+    if fault in ("partial", "length"):
+        return json.dumps(whole)[:40]
+    return f"Here you are:\n```json\n{json.dumps(whole, indent=1)}\n```\nEnjoy!"
+
+
+def serve(request) -> Response:
+    body, fault = request.get_json(), request.path.split("/")[1]
+    text = "\n".join(str(message["content"]) for message in body["messages"])
+    if fault == "slow":
+        time.sleep(3 * TIMEOUT_S)
+    if fault in ("400", "404"):
+        error = {"error": {"message": REFUSED if fault == "400" else ABSENT}}
+        return Response(json.dumps(error), int(fault), content_type="application/json")
+    finish = "length" if fault == "length" else "stop"
+    reply = completion(answer(fault, text), finish, usage=False) | {"model": body["model"]}
+    return Response(json.dumps(reply), content_type="application/json")
+
+
+@pytest.fixture(scope="module")
+def home(settings, tmp_path_factory):
+    """A home of its own, with what 02 and 03 find and a published table."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(settings.sample_dir, home / "data" / "sample")
+    found = home / "data" / "cache" / "results" / "sample"
+    found.mkdir(parents=True)
+    for name, table in FOUND.items():
+        (found / f"{name}.csv").write_text(table, encoding="utf-8")
+    published = home / "data" / "results" / "05_ranked_list_user_12.csv"
+    published.parent.mkdir()
+    published.write_text("published", encoding="utf-8")
+    return home
+
+
+def leave_a_bad_profile(home, sample) -> None:
+    """Make the local store hold one reply, to the profile prompt of user 12, that is no profile."""
+    cache = home / "data" / "cache"
+    for path in cache.glob("replies.sqlite*"):
+        path.unlink()
+    ratings, movies = (data.load_pandas(sample, name) for name in ("ratings", "movies"))
+    rated = candidates.history(ratings, movies, 12)
+    liked, disliked = candidates.liked(rated), candidates.disliked(rated)
+    body = {
+        "messages": prompts.profile_prompt(rated, liked, disliked),
+        "response_format": llm.response_format(prompts.Profile),
+    }
+    with replies.LocalStore(cache / "replies.sqlite") as store:
+        store.put(body, completion("I would rather not."), model="old")
+
+
+@pytest.fixture(scope="module")
+def runs(home, sample):
+    """A function that runs a notebook: its cells from the first question on once for each fault.
+
+    All in one kernel. It returns the executed cells of each fault, and the requests that were sent.
+    """
+    with (
+        HTTPServer(threaded=True) as server,
+        socket.socket() as unused,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        server.expect_request(re.compile("/.*/v1/chat/completions")).respond_with_handler(serve)
+        unused.bind(("127.0.0.1", 0))  # nothing listens there
+        patch.setenv("HELPERS_HOME", str(home))
+        patch.setenv("MOVIELENS_DIR", str(home / "data" / "sample"))
+
+        def switch(number, fault):
+            port = unused.getsockname()[1] if fault == "dead" else server.port
+            environment = {
+                "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/{fault}/v1",
+                "OPENAI_API_KEY": "a-key",
+                "LLM_MODEL": f"served-{number}-{fault}",
+                "LLM_MODE": "recorded" if fault == "stored" else "live",
+                "LLM_TIMEOUT_S": str(TIMEOUT_S if fault == "slow" else 30),
+                "LLM_MAX_TOKENS": "1000" if fault == "budget" else "1000000",
+            }
+            return new_code_cell(SWITCH.format(environment=environment))
+
+        @functools.cache
+        def run(number):
+            leave_a_bad_profile(home, sample)
+            (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+            cells = [
+                new_code_cell(cell.source)
+                for cell in nbformat.read(path, as_version=4).cells
+                if cell.cell_type == "code" and "close_spark(" not in cell.source
+            ]
+            start = next(i for i, cell in enumerate(cells) if "llm.connect(" in cell.source)
+            parts = {
+                fault: [new_code_cell(cell.source) for cell in cells[start:]] for fault in FAULTS
+            }
+            notebook = nbformat.v4.new_notebook(cells=cells[:start])
+            for fault, part in parts.items():
+                notebook.cells += [switch(number, fault), *part]
+            NotebookClient(
+                notebook, timeout=600, kernel_name="python3", allow_errors=True,
+                resources={"metadata": {"path": str(path.parent)}},
+            ).execute()  # fmt: skip
+            assert not any(map(error_of, notebook.cells[:start])), "before the first question"
+            sent = [json.loads(request.data) for request, _ in server.log]
+            return SimpleNamespace(parts=parts, sent=sent)
+
+        yield run
+        server.clear()
+
+
+def error_of(cell) -> str:
+    return "".join(f"{out.ename}: {out.evalue}" for out in cell.outputs if "ename" in out)
+
+
+def text_of(*cells) -> str:
+    return "".join(out.text for cell in cells for out in cell.outputs if "text" in out)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("number", ["04", "05"])
+def test_a_fault_is_said_and_the_notebook_goes_on(number, fault, runs):
+    cells = runs(number).parts[fault]
+    assert [error for error in map(error_of, cells) if error] == []
+    without_reply, words = FAULTS[fault]
+    asking = [cell for cell in cells if "llm.ask(" in cell.source]
+    assert len(asking) == int(number) - 2
+    for cell, prompt in zip(asking, ("article", "profile", "ranking"), strict=False):
+        if prompt in without_reply:
+            assert len(re.findall(words, text_of(cell))) == 1, text_of(cell)
+            assert "LLM reply, " not in text_of(cell) and ": ok" not in text_of(cell)
+        else:
+            assert "live" in text_of(cell) and f"served-{number}-{fault}" in text_of(cell)
+            assert "no usable" not in text_of(cell)
+    everything = text_of(*cells)
+    assert ("Quiet dramas" in everything) == ("profile" not in without_reply)
+    assert ("stands in for" in everything) == ("profile" in without_reply)
+    if number == "05":
+        by_retriever = "ranking" in without_reply
+        assert ("ranked by: retriever (no usable LLM reply" in everything) == by_retriever
+        assert ("0 of 10 movies changed" in everything) == by_retriever
+
+
+def test_the_order_in_a_fence_is_the_final_list_with_its_reasons(runs):
+    run = runs("05")
+    sent = [body["messages"][-1]["content"] for body in run.sent if "fence" in body["model"]]
+    (prompt,) = (text for text in sent if prompt_of(text) == "ranking")
+    assert "quiet evenings" in prompt  # the profile of the reply before
+    text = text_of(*run.parts["fence"])
+    listed = re.findall(r"^ ?(\d+)\. (.*)\n +reason ([A-Z])$", text, re.MULTILINE)
+    expected = [(title, letter) for letter, title in reversed(shown(prompt).items())]
+    assert [(title, letter) for _, title, letter in listed] == expected and len(listed) == 10
+
+
+def test_no_live_run_replaces_a_published_table(runs, home):
+    runs("05")
+    assert [path.read_text() for path in (home / "data" / "results").iterdir()] == ["published"]
+    (own,) = (home / "data" / "cache" / "results").rglob("05_ranked_list_user_12.csv")
+    assert own.read_text(encoding="utf-8").startswith("rank,movieId,title,source,reason")
