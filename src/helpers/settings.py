@@ -6,13 +6,32 @@ All other modules take a :class:`Settings`; none of them reads an environment va
 from __future__ import annotations
 
 import os
+import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 
 class SettingsError(ValueError):
     """An environment variable holds something that cannot be used."""
+
+
+def versions(*packages: str) -> str:
+    """Return Python's version and those of installed packages, such as ``Python 3.11.7, pandas 3``.
+
+    Raises:
+        ImportError: one is missing; the sentence names the kernel's Python.
+    """
+    try:
+        named = [f"{package} {metadata.version(package)}" for package in packages]
+    except metadata.PackageNotFoundError as error:
+        raise ImportError(
+            f"{sys.executable} lacks {error.name}: install what this notebook's opening asks for, "
+            "or choose the kernel of the Python that has it."
+        ) from None
+    return ", ".join([f"Python {platform.python_version()}", *named])
 
 
 @dataclass(frozen=True)
