@@ -62,14 +62,16 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
         KeyboardInterrupt: Ctrl-C; the kernel is ended when Python ends.
     """
     notebook = nbformat.read(path, as_version=4)
-    code = sum(cell.cell_type == "code" for cell in notebook.cells)
-    with tqdm(total=code, desc=path.stem, unit="cell", disable=not progress) as bar:
+    is_code = [cell.cell_type == "code" for cell in notebook.cells]
+    sent: list[int] = []
+    with tqdm(total=sum(is_code), desc=path.stem, unit="cell", disable=not progress) as bar:
         client = NotebookClient(
             notebook,
             timeout=CELL_TIMEOUT_S,
             kernel_name="python3",
             extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its notice on TCP alarms readers
             resources={"metadata": {"path": str(path.parent)}},
+            on_cell_execute=lambda cell_index, **_: sent.append(cell_index),
             on_cell_executed=lambda **_: bar.update(),
             on_notebook_start=lambda **_: _let_ctrl_c_interrupt(),
         )
@@ -79,12 +81,24 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
             client.shutdown_kernel = "immediate"  # it may be in a cell that takes minutes
             raise
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            done = sum(bool(cell.get("execution_count")) for cell in notebook.cells)
-            text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-            last = text[-1] if text else type(error).__name__
-            message = f"{path.name}, code cell {done} of {code}: {last}"
+            place = f"code cell {sum(is_code[: sent[-1] + 1])} of {sum(is_code)}"
+            first = notebook.cells[sent[-1]].source.strip().splitlines()[0]
+            message = f"{path.name}, {place} ({first[:60]}): {_reason(error)}"
             raise NotebookFailedError(message) from error
     return notebook
+
+
+def _reason(error: Exception) -> str:
+    """Return the error's name and its message's first line; a mere heading brings its next lines.
+
+    Pydantic heads its message with the number of errors, Py4J with the call that failed.
+    """
+    raised = isinstance(error, CellExecutionError)
+    message = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue if raised else str(error))
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
+    heading = re.match(r"\d+ validation error|An error occurred while calling|.*:$", lines[0])
+    told = " ".join(lines[: 3 if heading else 1])[:300]
+    return ": ".join(filter(None, (error.ename if raised else "", told)))
 
 
 def _let_ctrl_c_interrupt() -> None:

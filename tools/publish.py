@@ -83,23 +83,30 @@ def write_bar(notebook: nbformat.NotebookNode, bar: str, closing: str) -> None:
 
 
 def bootstrap(address: str | None, extra: str = "") -> str:
-    """Return the beginning of a set-up cell: it fetches the course on Colab, else does nothing."""
-    return f'''import os, sys
+    """Return the beginning of a set-up cell.
+
+    It fetches the course on Colab, lets no file beside the notebook hide a package, and says so
+    where the kernel is that of a Python without the course.
+    """
+    return f'''import os, runpy, sys
 
 REPOSITORY = "{address or ""}"  # written by: python tools/course.py stamp
 if "google.colab" in sys.modules:  # on Colab only: fetch the course, install it, Java and data
-    repository = os.environ.get("COURSE_REPO") or REPOSITORY
-    if not repository:
+    if not (repository := os.environ.get("COURSE_REPO") or REPOSITORY):
         raise RuntimeError("First, in a cell: %env COURSE_REPO=https://github.com/OWNER/REPO")
     if not os.path.exists("course"):
         get_ipython().system(f"git clone -q --depth 1 {{repository}} course")
-    import runpy
-
     runpy.run_path("course/colab.py")["prepare"]({f'"{extra}"' if extra else ""})
+sys.path.sort(key=lambda folder: folder in ("", os.getcwd()))  # your own files hide no package
+try:
+    from helpers.settings import versions
+except ImportError:
+    message = f"{{sys.executable}} lacks the course: start 'make lab', or run 'pip install -e .'"
+    raise ImportError(message) from None
 '''
 
 
-REST = "import platform"
+REST = "print(versions("
 """What a set-up cell goes on with: versions, which differ from notebook to notebook."""
 
 
@@ -109,7 +116,7 @@ def write_bootstrap(notebook: nbformat.NotebookNode, address: str | None) -> Non
     The extra to install is the one that the opening asks for (``pip install -e '.[...]'``).
 
     Raises:
-        PublishError: there is no set-up cell, or it lacks ``import platform``.
+        PublishError: there is no set-up cell, or it prints no ``versions``.
     """
     cells = [c for c in notebook.cells if "setup" in c.metadata.get("tags", [])]
     if len(cells) != 1 or REST not in cells[0].source:

@@ -8,15 +8,34 @@ from __future__ import annotations
 import html
 import ipaddress
 import os
+import platform
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 
 class SettingsError(ValueError):
     """An environment variable holds something that cannot be used; the text never shows what."""
+
+
+def versions(*packages: str) -> str:
+    """Return Python's version and those of installed packages, such as ``Python 3.11.7, pandas 3``.
+
+    Raises:
+        ImportError: one is missing; the sentence names the kernel's Python.
+    """
+    try:
+        named = [f"{package} {metadata.version(package)}" for package in packages]
+    except metadata.PackageNotFoundError as error:
+        raise ImportError(
+            f"{sys.executable} lacks {error.name}: install what this notebook's opening asks for, "
+            "or choose the kernel of the Python that has it."
+        ) from None
+    return ", ".join([f"Python {platform.python_version()}", *named])
 
 
 @dataclass(frozen=True)

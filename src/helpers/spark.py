@@ -19,10 +19,13 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from types import TracebackType
 
 import pyspark
 from pyspark.sql import SparkSession
@@ -34,12 +37,31 @@ SUPPORTED_JAVA = (17, 21)
 """Java versions that PySpark 4.3 is built and tested with."""
 
 
+JVM_OPTIONS = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
+"""Variables with options that every JVM takes, wherever it is started."""
+
+FOREIGN = ("SPARK_CONF_DIR", "HADOOP_CONF_DIR", "YARN_CONF_DIR", "SPARK_DIST_CLASSPATH",
+           "SPARK_API_MODE", "PYSPARK_SUBMIT_ARGS", "PYSPARK_DRIVER_PYTHON",
+           "PYSPARK_GATEWAY_PORT")  # fmt: skip
+"""Variables of a Spark or Hadoop of the machine's own; a local session does without them."""
+
+
 class JavaError(RuntimeError):
     """Java is missing or has a version that Spark cannot use."""
 
 
 class SparkStartError(RuntimeError):
     """Java is there, yet Spark did not start."""
+
+
+class SparkClosedError(RuntimeError):
+    """A session that :func:`close_spark` has closed, or a table of it, was used again."""
+
+
+CLOSED = (
+    "Spark was closed by the notebook's last cell: run the notebook again from its start (Run "
+    "All), or from the cell that calls get_spark."
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,10 @@ def check_java() -> JavaInfo:
     except (OSError, subprocess.TimeoutExpired):
         text = ""
     version = parse_java_version(text)
+    options = [name for name in JVM_OPTIONS if os.environ.get(name)]
+    if version is None and options:
+        why = start_fault(text) or "no reason given"
+        raise JavaError(f"Java does not start ({why}): correct or unset {' and '.join(options)}.")
     if version is None:
         raise JavaError(f"{path} does not answer to 'java -version': {remedy}")
     if version not in SUPPORTED_JAVA:
@@ -123,15 +149,14 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
     """
     settings = settings or Settings.from_env()
     if settings.spark_remote:
-        return _connect(settings)
+        session = _connect(settings)
+        _closed.clear()
+        return session
     check_java()
+    environment = start_environment(settings)
     builder = SparkSession.builder.appName("llm-recommenders")
     for key, value in (_sql_options(settings) | _process_options(settings)).items():
         builder = builder.config(key, value)
-    if _on_this_machine(settings.spark_master):
-        # Functions on pandas frames run in other processes: in this Python, where the course is
-        # installed, and not in the first python3 on the path.
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     _await_master(settings.spark_master)
     log = settings.cache_dir / "spark.log"
     with storing(log):
@@ -139,21 +164,107 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
         log.open("ab").close()
     known = log.stat().st_size if log.exists() else 0
     try:
-        with _output_to(log):
+        with _environment(environment), _output_to(log):
             session = builder.master(settings.spark_master).getOrCreate()
     except Exception as error:
         with log.open("rb") as file:
             file.seek(known)  # earlier starts wrote there too
             text = file.read().decode("utf-8", errors="replace")
         # PySpark's own text for a JVM that ended, JAVA_GATEWAY_EXITED, gives no reason.
-        why = start_fault(text) or ("its JVM ended" if "GATEWAY" in str(error) else error)
+        why = start_fault(text) or start_fault(str(error))
+        why = why or ("its JVM ended" if "GATEWAY" in str(error) else error)
+        known_to_matter = (*JVM_OPTIONS, "SPARK_LOCAL_DIRS", *FOREIGN, "SPARK_HOME")
+        check = [name for name in known_to_matter if os.environ.get(name)]
+        check = ", ".join([name for name in check if name not in environment] + ["SPARK_MASTER"])
         raise SparkStartError(
-            f"Spark did not start: {why}; check SPARK_MASTER and SPARK_DRIVER_MEMORY, the rest is "
-            f"in {log.name} in data/cache."
+            f"Spark did not start: {why}; check {check} and SPARK_DRIVER_MEMORY, the rest is in "
+            f"{log.name} in data/cache."
         ) from None
+    _closed.clear()
     if settings.spark_master.startswith("spark://"):
         _await_executor(session)
     return session
+
+
+def start_environment(settings: Settings) -> dict[str, str | None]:
+    """Return the variables under which Spark is started; ``None`` removes one.
+
+    A local session is PySpark's own, in this Python, whatever other Spark the machine has.
+
+    Raises:
+        SparkStartError: a variable names a Spark or Python that cannot serve the master, or this
+            Python cannot hand the folders' names over; one sentence that names the variable.
+    """
+    installed = [found.version for found in metadata.distributions(name="pyspark")]
+    if installed and pyspark.__version__ not in installed:
+        raise SparkStartError(
+            f"PySpark {pyspark.__version__} hides the course's {installed[0]}: take its folder out "
+            "of PYTHONPATH and restart the kernel."
+        )
+    places = [str(place) for place in (settings.root, settings.movielens_dir) if place]
+    if sys.getfilesystemencoding() != "utf-8" and not "".join(places).isascii():
+        raise SparkStartError(
+            f"The locale ({sys.getfilesystemencoding()}) cannot spell the folders of the course: "
+            "set PYTHONUTF8=1, or LC_ALL to a UTF-8 locale, and restart the kernel."
+        )
+    environment: dict[str, str | None] = {
+        # The JVM reads file names by its locale; the reasons it gives are then in English too.
+        "LC_ALL": "en_US.UTF-8" if platform.system() == "Darwin" else "C.UTF-8",
+        # A learner's random.py beside the notebook is no module of the workers'.
+        "PYTHONSAFEPATH": "1",
+    }
+    if settings.spark_master.startswith("local"):
+        # PySpark finds its own Spark where no SPARK_HOME is set. Functions on pandas frames run
+        # in other processes: in this Python, not in the first python3 on the path. The machine's
+        # name need not be known to any name server.
+        environment |= dict.fromkeys((*FOREIGN, "SPARK_HOME"))
+        return environment | {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    home = os.environ.get("SPARK_HOME", "").strip()
+    if home and not any(Path(home).glob(f"jars/spark-core_*-{pyspark.__version__}.jar")):
+        raise SparkStartError(
+            f"SPARK_HOME ({home}) holds no Spark {pyspark.__version__}, the version of PySpark: "
+            "correct or unset it."
+        )
+    python = os.environ.get("PYSPARK_PYTHON", "").strip()
+    if not python and _on_this_machine(settings.spark_master):
+        environment["PYSPARK_PYTHON"] = sys.executable
+    elif python and (shutil.which(python) or _on_this_machine(settings.spark_master)):
+        wanted = "{}.{}".format(*sys.version_info)
+        version = _python_version(python)
+        if version != wanted:
+            raise SparkStartError(
+                f"PYSPARK_PYTHON ({python}) is {version or 'no Python'}, this is Python {wanted}: "
+                "both must be the same version."
+            )
+    return environment
+
+
+def _python_version(python: str) -> str:
+    """Return such as ``3.11``, or nothing where ``python`` does not run."""
+    command = [python, "-c", "import sys; print('{}.{}'.format(*sys.version_info))"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout.strip()
+    return ""
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Change the process's environment for a while."""
+    before = {name: os.environ.get(name) for name in changes}
+
+    def write(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    write(changes)
+    try:
+        yield
+    finally:
+        write(before)
 
 
 CLOSE_S = 20.0
@@ -165,16 +276,23 @@ def close_spark(session: SparkSession) -> None:
 
     ``session.stop()`` alone keeps the JVM, with all the memory it has taken, for a next session.
     A session of Spark Connect has no JVM here: it is stopped. The next :func:`get_spark` starts a
-    new JVM, with the memory of its own settings.
+    new JVM, with the memory of its own settings. Until then whatever a notebook asks of Spark, and
+    afterwards whatever it asks of the old session's tables, is a :class:`SparkClosedError`.
     """
+    java_context = getattr(getattr(session, "_sc", None), "_jsc", None)
     session.stop()
+    _explain_closed()
     context = getattr(pyspark, "SparkContext", None)  # a client of Spark Connect may lack it
     gateway = getattr(context, "_gateway", None)
     process = getattr(gateway, "proc", None)
     if process is None:
         return
     gateway.shutdown()
-    context._gateway = context._jvm = None
+    # Objects of the old session still hold its client, and would tell of a refused connection;
+    # the context holds nothing, of which they would tell an AttributeError.
+    gateway._gateway_client.send_command = _refuse
+    session._sc._jsc = java_context
+    context._gateway = None
     if platform.system() == "Windows":  # the process is a script there, and the JVM its child
         command = ["taskkill", "/f", "/t", "/pid", str(process.pid)]
         subprocess.run(command, capture_output=True, check=False)
@@ -184,6 +302,35 @@ def close_spark(session: SparkSession) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+_closed = threading.Event()
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise SparkClosedError(CLOSED)
+
+
+def _explain_closed() -> None:
+    """Let the notebook show one sentence for what PySpark raises while no session is open."""
+    _closed.set()
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        return
+
+    def show(
+        shell, kind: type, error: Exception, trace: TracebackType, tb_offset: int | None = None
+    ) -> None:
+        frames = traceback.walk_tb(trace)
+        files = " ".join(frame.f_code.co_filename for frame, _ in frames)
+        asked = isinstance(error, SparkClosedError) or (
+            _closed.is_set() and re.search(r"[\\/](pyspark|py4j)[\\/]", files)
+        )
+        if asked:  # the frames would say nothing more
+            kind, error, trace = SparkClosedError, SparkClosedError(CLOSED), None
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+    shell.set_custom_exc((Exception,), show)
 
 
 REACH_S = 10.0
@@ -359,11 +506,16 @@ def _output_to(log: Path) -> Iterator[None]:
 def start_fault(text: str) -> str:
     """Return the line of a JVM's output that says why it did not start, or an empty string.
 
-    The last lines of a Java error are frames of its stack, the first ones warnings.
+    The last lines of a Java error are frames of its stack, the first ones warnings; the root of a
+    chain of exceptions is the last that is named as a cause, and a logged error announces one.
     """
-    told = r"invalid|exception|could not|cannot|error"
-    lines = [line.strip() for line in text.splitlines() if not re.match(r"\s+at |WARNING", line)]
-    lines = [line for line in lines if re.search(told, line, re.IGNORECASE)]
-    # "Error occurred during initialization" announces the reason, which is on the next line.
-    reasons = [line for line in lines if not line.startswith("Error occurred during")]
-    return reasons[0].rstrip(".") if reasons else ""
+    quiet = r"\s+at |\s+\.\.\. \d+ more|WARNING|Picked up |Error occurred during|\s*$"
+    lines = [line.strip() for line in text.splitlines() if not re.match(quiet, line)]
+    told = (
+        r"Caused by: ", r"(Exception in thread \S+ |: )?[\w.$]+(Exception|Error)\b",
+        r"(?i).*(invalid|could not|cannot|error|multiple|conflicting|fail|unrecognized)",
+    )  # fmt: skip
+    causes, exceptions, others = ([x for x in lines if re.match(like, x)] for like in told)
+    reason = (causes[-1:] or exceptions or others or [""])[0]
+    prefix = r"Caused by: |Exception in thread \S+ |[\d:]{8} (ERROR|WARN) \w+: |: "
+    return re.sub(rf"^({prefix})", "", reason).rstrip(".")
