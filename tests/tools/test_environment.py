@@ -167,7 +167,8 @@ def test_no_registry_and_no_machine_is_named(name):
 
 
 def test_the_makefile_has_its_targets():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(" ".join(re.findall(r"^([a-z -]+):", makefile, re.MULTILINE)).split())
     assert targets >= {"run", "test", "lab", "bench", "clean"}
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
