@@ -466,7 +466,7 @@ class _Job:
             raise
         except llm.FAULTS as error:
             return llm.fault_of(error)
-        if not judge(outcome, one, "live").failed:
+        if outcome.kind != "truncated" and not judge(outcome, one, "live").failed:
             kept = {name: body[name] for name in body if name != "user"}
             await self.writer.put(kept, raw.http_response.json(), self.model, self.server)
         return outcome
