@@ -15,7 +15,8 @@ import pytest
 from misbehaving_server import completion
 
 from conftest import ROOT
-from helpers import cli, llm, replies
+import course
+from helpers import llm, replies
 from helpers.replies import (
     CommittedStore,
     LocalStore,
@@ -168,7 +169,7 @@ def test_one_command_forgets_stored_replies_and_waiting_requests(tmp_path, monke
     with LocalStore(tmp_path / "data" / "cache" / "replies.sqlite") as store:
         store.put(body("c"), completion("c"))
         monkeypatch.setenv("HELPERS_HOME", str(tmp_path))
-        assert cli.main(["forget"]) == 0
+        assert course.main(["forget"]) == 0
         assert store.all() == []
     assert capsys.readouterr().out == "1 stored replies and 1 waiting requests are forgotten.\n"
     assert not PendingRequests(tmp_path / "data" / "cache" / "pending.jsonl").all()
