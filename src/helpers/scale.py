@@ -185,7 +185,7 @@ class PacedTransport(httpx2.AsyncBaseTransport):
     ):
         """``live`` is the client that reaches the server."""
         self._settings, self._live, self._budget, self._pace = settings, live, budget, pace
-        self._dialects = llm.Dialects()
+        self._dialects, self._turn = llm.Dialects(), asyncio.Lock()
         self.stopping = False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -197,10 +197,12 @@ class PacedTransport(httpx2.AsyncBaseTransport):
         """
         body = json.loads(await request.aread())
         attempt = llm.Attempt(self._settings, self._dialects, request, body)
-        while True:
+        async with self._turn:  # first come, first served
             while (reserved := self._budget.admit(attempt.body)) is None:
                 await asyncio.sleep(WAIT_S)
-            with self._budget.passage(reserved, attempt.body) as passage:
+        attempt.start()
+        with self._budget.passage(reserved, attempt.body) as passage:
+            while passage.response is None or attempt.again(passage.response):
                 await self._pace.wait(reserved[0])
                 if self.stopping:
                     raise openai.OpenAIError("Not sent: the job was stopped.")
@@ -208,11 +210,10 @@ class PacedTransport(httpx2.AsyncBaseTransport):
                 with llm.without_key(self._settings):
                     response = await self._live.send(attempt.request(), stream=True)
                     await response.aread()
-                response = passage.response = attempt.received(response)
-            if (seconds := retry_after(response.headers)) is not None and not response.is_success:
-                self._pace.pause(seconds)
-            if not attempt.again(response):
-                return response
+                passage.response = response = attempt.received(response)
+                if not response.is_success and (wait := retry_after(response.headers)) is not None:
+                    self._pace.pause(wait)
+        return passage.response
 
     async def aclose(self) -> None:
         """Close the connections."""
