@@ -151,7 +151,7 @@ def test_a_stored_reply_that_is_no_profile_is_said(retriever, tables, settings, 
     assert other.recorded_users() == [5]  # one's own replies count
     person = other.person(5)
     assert person.llm_order is None and "genre" in person.profile
-    assert person.notice.startswith("No LLM profile and no LLM ranking (the answer ")
+    assert person.notice.startswith("No LLM profile and no LLM ranking (the answer")
 
 
 def test_a_stored_profile_in_a_fence_is_read_and_names_its_model(
