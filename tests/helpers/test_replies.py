@@ -11,11 +11,11 @@ import threading
 import time
 import warnings
 
+import course
 import pytest
 from misbehaving_server import completion
 
 from conftest import ROOT
-import course
 from helpers import llm, replies
 from helpers.replies import (
     CommittedStore,
