@@ -87,7 +87,7 @@ def homes(tmp_path_factory):
 
 
 def told(number: str) -> str:
-    """Run a notebook; return what it printed, and the alt text of its figures."""
+    """Run a notebook; return what it printed, columns close together, and its alt texts."""
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
@@ -99,7 +99,8 @@ def told(number: str) -> str:
     ).execute()  # fmt: skip
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     alts = [output.get("metadata", {}).get("image/png", {}).get("alt", "") for output in outputs]
-    return "\n".join([*(output.get("text", "") for output in outputs), *alts])
+    text = "\n".join([*(output.get("text", "") for output in outputs), *alts])
+    return re.sub(" +", " ", text)
 
 
 def sentences_of_01(ratings, movies):
@@ -115,7 +116,7 @@ def sentences_of_01(ratings, movies):
     yield (
         f"{(~has_year).sum()} titles have no year" if has_year.any() else "there is nothing to draw"
     )
-    yield f"shared_titles {shared:>11}" if shared else "Here no two movies share a title."
+    yield f"shared_titles {shared}\n" if shared else "Here no two movies share a title."
     yield "This data has no links."
     yield "This data has no tags."
     few = int((ratings["userId"].value_counts() < 20).sum())
