@@ -57,6 +57,10 @@ class SparkStartError(RuntimeError):
 class SparkClosedError(RuntimeError):
     """A session that :func:`close_spark` has closed, or a table of it, was used again."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: PySpark's frames would say nothing more."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 CLOSED = (
     "Spark was closed by the notebook's last cell: run the notebook again from its start (Run "
@@ -280,7 +284,11 @@ def close_spark(session: SparkSession) -> None:
     afterwards whatever it asks of the old session's tables, is a :class:`SparkClosedError`.
     """
     java_context = getattr(getattr(session, "_sc", None), "_jsc", None)
-    session.stop()
+    try:
+        session.stop()
+    except SparkClosedError:  # it was closed before
+        session._sc._jsc = java_context
+        return
     _explain_closed()
     context = getattr(pyspark, "SparkContext", None)  # a client of Spark Connect may lack it
     gateway = getattr(context, "_gateway", None)
@@ -289,10 +297,10 @@ def close_spark(session: SparkSession) -> None:
         return
     gateway.shutdown()
     # Objects of the old session still hold its client, and would tell of a refused connection;
-    # the context holds nothing, of which they would tell an AttributeError.
+    # their context holds nothing, of which they would tell an AttributeError.
     gateway._gateway_client.send_command = _refuse
-    session._sc._jsc = java_context
-    context._gateway = None
+    session._sc._jsc, session._sc._jvm = java_context, gateway.jvm
+    context._gateway = context._jvm = None
     if platform.system() == "Windows":  # the process is a script there, and the JVM its child
         command = ["taskkill", "/f", "/t", "/pid", str(process.pid)]
         subprocess.run(command, capture_output=True, check=False)
@@ -321,13 +329,9 @@ def _explain_closed() -> None:
     def show(
         shell, kind: type, error: Exception, trace: TracebackType, tb_offset: int | None = None
     ) -> None:
-        frames = traceback.walk_tb(trace)
-        files = " ".join(frame.f_code.co_filename for frame, _ in frames)
-        asked = isinstance(error, SparkClosedError) or (
-            _closed.is_set() and re.search(r"[\\/](pyspark|py4j)[\\/]", files)
-        )
-        if asked:  # the frames would say nothing more
-            kind, error, trace = SparkClosedError, SparkClosedError(CLOSED), None
+        names = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(trace))
+        if _closed.is_set() and {"pyspark", "py4j"} & {name.split(".")[0] for name in names}:
+            kind, error = SparkClosedError, SparkClosedError(CLOSED)
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
     shell.set_custom_exc((Exception,), show)
@@ -513,7 +517,7 @@ def start_fault(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if not re.match(quiet, line)]
     told = (
         r"Caused by: ", r"(Exception in thread \S+ |: )?[\w.$]+(Exception|Error)\b",
-        r"(?i).*(invalid|could not|cannot|error|multiple|conflicting|fail|unrecognized)",
+        r"(?i).*(invalid|exception|could not|cannot|error|multiple|conflicting|fail|unrecognized)",
     )  # fmt: skip
     causes, exceptions, others = ([x for x in lines if re.match(like, x)] for like in told)
     reason = (causes[-1:] or exceptions or others or [""])[0]

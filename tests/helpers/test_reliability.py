@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from slow_server import slow_server
 
@@ -235,6 +237,95 @@ def test_closing_spark_ends_its_jvm_and_a_new_session_has_one_of_its_own():
     assert done.stdout.split("\n") == ["9 1 True", "0", "9 1 True", "0", ""]
 
 
+SURROUNDED = """
+from helpers import data
+from helpers.settings import Settings
+from helpers.spark import get_spark
+settings = Settings.from_env()
+session = get_spark(settings)
+ratings = session.read.csv(str(data.locate(settings).path / "ratings.csv"), header=True)
+ratings.write.parquet(str(settings.root / "copy"))
+print(session.read.parquet(str(settings.root / "copy")).count())
+print(session.range(3).mapInPandas(lambda frames: frames, "id long").count())
+print(session.conf.get("spark.test.foreign", "none"))
+"""
+
+
+def test_a_local_session_is_its_own_whatever_the_machine_brings_along(tmp_path):
+    """Another Spark, Python, Hadoop and locale, a folder's name, a file that hides a module."""
+    home, foreign = tmp_path / "Größe données 電影", tmp_path / "foreign"
+    shutil.copytree(ROOT / "data" / "sample", home / "data" / "sample")
+    foreign.mkdir()
+    (foreign / "random.py").write_text("raise SystemExit('mine')")
+    (foreign / "spark-defaults.conf").write_text("spark.test.foreign yes\n")
+    (foreign / "core-site.xml").write_text(
+        "<configuration><property><name>fs.defaultFS</name><value>hdfs://nowhere:9</value>"
+        "</property></configuration>"
+    )
+    environment = course_environment(
+        home, MOVIELENS_DIR=str(home / "data" / "sample"), LC_ALL="C",
+        SPARK_CONF_DIR=str(foreign), HADOOP_CONF_DIR=str(foreign),
+        SPARK_HOME=str(tmp_path / "gone"), PYSPARK_PYTHON=str(tmp_path / "gone"),
+        PYSPARK_DRIVER_PYTHON="jupyter",
+        PYSPARK_SUBMIT_ARGS="--name x", PYSPARK_GATEWAY_PORT="9",
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SURROUNDED],
+        cwd=foreign, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    rows = len((home / "data" / "sample" / "ratings.csv").read_text().splitlines()) - 1
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(rows), "3", "none"]
+
+
+CLOSED_QUESTIONS = (
+    "ratings.count()",
+    "ratings.toPandas()",
+    "ratings",
+    "session.range(1)",
+    "session.createDataFrame(pandas.DataFrame({'a': [1]}))",
+    "ratings.where(functions.col('userId') > 1).show()",
+    "ALS()",
+    "model.transform(ratings).count()",
+)
+
+
+def test_who_goes_back_after_the_last_cell_gets_one_sentence(tmp_path, monkeypatch):
+    """In a kernel, and again once there is a new session; other errors are as they were."""
+    for name, value in course_environment().items():
+        monkeypatch.setenv(name, value)
+    first = (
+        "import pandas\nfrom pyspark.ml.recommendation import ALS\n"
+        "from pyspark.sql import functions\nfrom helpers import als\n"
+        "from helpers.spark import close_spark, get_spark\nsession = get_spark()\n"
+        "columns = 'userId int, movieId int, rating float'\n"
+        "ratings = session.createDataFrame([(1, 1, 3.0)], columns)\n"
+        "model = als.make_als(2, 0.1, max_iter=1).fit(ratings)\nclose_spark(session)"
+    )
+    again = (  # closing twice is harmless, to a new session too
+        "close_spark(session); fresh = get_spark(); close_spark(session)\n"
+        "print(fresh.range(3).count())"
+    )
+    asked = [*CLOSED_QUESTIONS, "1 / 0", again, *CLOSED_QUESTIONS[:5], "fresh.range(1).where('x')"]
+    cells = [new_code_cell(text, metadata={"tags": ["raises-exception"]}) for text in asked]
+    notebook = new_notebook(cells=[new_code_cell(first), *cells])
+    NotebookClient(notebook, kernel_name="python3", timeout=300).execute()
+    told = [
+        (output.get("ename"), output.get("evalue") or output.get("text"), output.get("traceback"))
+        for cell in notebook.cells[1:]
+        for output in cell.outputs
+        if output.get("name") != "stderr" and "SQLQueryContextLogger" not in output.get("text", "")
+    ]
+    n = len(CLOSED_QUESTIONS)
+    for name, message, traceback in told[:n] + told[n + 2 : n + 7]:
+        assert name == "SparkClosedError" and "run the notebook again from its start" in message
+        assert traceback == [f"SparkClosedError: {message}"]  # and none of PySpark's frames
+    assert [told[n][0], told[n + 1][1], told[-1][0]] == [
+        "ZeroDivisionError", "3\n", "AnalysisException"
+    ]  # fmt: skip
+    assert len(told) == len(asked)
+
+
 def course_environment(home: Path = ROOT, **more: str) -> dict[str, str]:
     return {
         **os.environ, "PYTHONPATH": str(ROOT / "src"), "HELPERS_HOME": str(home),
@@ -289,7 +380,7 @@ def test_a_killed_kernel_is_named_and_the_next_run_goes_on(tmp_path, settings, c
     (tmp_path / "table.csv").write_text("old")
     assert course.execute_in_place(project, ["01"]) == 1
     told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.fullmatch(r"01_a\.ipynb, code cell [12] of 2: Kernel died", told)
+    assert re.fullmatch(r"01_a\.ipynb, code cell 2 of 2 \(with data.*\): Kernel died", told)
     assert path.read_bytes() == before and (tmp_path / "table.csv").read_text() == "old"
     (tmp_path / "kill").unlink()
     assert course.execute_in_place(project, ["01"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -64,6 +65,30 @@ def test_a_failing_cell_is_named(project):
     nbformat.write(notebook, path)
     with pytest.raises(course.NotebookFailedError, match=r"01_a\.ipynb.*ZeroDivisionError"):
         course.execute(path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (
+            "from helpers.prompts import Profile\nProfile.model_validate({'likes': 3})",
+            r"\(from helpers.prompts import Profile\): ValidationError: \d+ validation errors? for "
+            r"Profile \w+ .+",
+        ),
+        ("# Odd\nraise ValueError('first\\nlast')", r"\(# Odd\): ValueError: first"),
+        ("raise OSError('Why:\\nlast')", r"\(raise .*\): OSError: Why: last"),
+        ("assert " + "1 > 2 or " * 20 + "0", r"\(assert [^)]{53}\): AssertionError"),
+    ],
+)
+def test_a_failed_cell_is_named_by_its_place_and_the_reasons_first_line(project, source, reason):
+    path = course.notebooks(project)[0]
+    cells = [new_code_cell(text) for text in ("1", "", source, "2")]
+    cells.insert(1, new_markdown_cell("text"))
+    nbformat.write(new_notebook(cells=cells), path)
+    with pytest.raises(course.NotebookFailedError) as caught:
+        course.execute(path, progress=False)
+    assert re.fullmatch(rf"01_a\.ipynb, code cell 3 of 4 {reason}", str(caught.value))
+    assert "further information" not in str(caught.value)
 
 
 def test_the_ranked_list_is_printed(tmp_path, capsys):
@@ -413,6 +438,52 @@ def test_a_suitable_java_is_reported(tmp_path, monkeypatch):
     assert check_java().version == 21
 
 
+def test_options_that_every_java_takes_are_named_where_they_stop_it(monkeypatch):
+    monkeypatch.setenv("_JAVA_OPTIONS", "-Xmx1x")
+    with pytest.raises(JavaError, match=r"Invalid maximum heap size: -Xmx1x.*_JAVA_OPTIONS\.$"):
+        check_java()
+
+
+@pytest.mark.parametrize(
+    ("variable", "made", "text"),
+    [
+        ("SPARK_HOME", None, ""),
+        ("SPARK_HOME", "spark/jars/spark-core_2.13-3.5.1.jar", ""),
+        ("PYSPARK_PYTHON", None, ""),
+        ("PYSPARK_PYTHON", "spark", "#!/bin/sh\necho 3.9\n"),
+        ("PYSPARK_PYTHON", "spark", "#!/bin/sh\nexit 1\n"),
+    ],
+)
+def test_a_cluster_is_told_which_variable_does_not_fit(
+    tmp_path, monkeypatch, settings, variable, made, text
+):
+    for name in ("SPARK_HOME", "PYSPARK_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+    cluster = dataclasses.replace(settings, spark_master="spark://127.0.0.1:7077")
+    assert spark_module.start_environment(cluster)["PYSPARK_PYTHON"] == sys.executable
+    if made:
+        (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / made).write_text(text)
+        (tmp_path / made).chmod(0o755)
+    monkeypatch.setenv(variable, str(tmp_path / "spark"))
+    with pytest.raises(spark_module.SparkStartError, match=rf"^{variable} \("):
+        spark_module.start_environment(cluster)
+    here = spark_module.start_environment(settings)  # a local master takes PySpark's own
+    assert here["SPARK_HOME"] is None and here["PYSPARK_PYTHON"] == sys.executable
+
+
+def test_another_pyspark_and_an_unfit_locale_are_told_before_java_starts(monkeypatch, settings):
+    abroad = dataclasses.replace(settings, movielens_dir=settings.root / "電影")
+    with monkeypatch.context() as patch:
+        patch.setattr(spark_module.sys, "getfilesystemencoding", lambda: "iso8859-1")
+        with pytest.raises(spark_module.SparkStartError, match=r"locale \(iso8859-1\).*LC_ALL"):
+            spark_module.start_environment(abroad)
+    spark_module.start_environment(abroad)
+    monkeypatch.setattr(spark_module.pyspark, "__version__", "3.5.1")
+    with pytest.raises(spark_module.SparkStartError, match=r"3\.5\.1 hides .* PYTHONPATH"):
+        spark_module.start_environment(settings)
+
+
 def test_settings_refuse_nonsense():
     for name, value in {
         "LLM_MODE": "maybe",
@@ -433,8 +504,25 @@ def test_settings_refuse_nonsense():
         ("Error occurred during initialization of VM\nCould not reserve enough space", "Could not"),
         (
             'Exception in thread "main" X: bad master\n\tat a.Exception(b.java)',
-            'Exception in thread "',
+            "X: bad master",
         ),
+        (
+            "Picked up JAVA_TOOL_OPTIONS: -XX:OnError=x\n"
+            "Error occurred during initialization of VM\nMultiple garbage collectors selected",
+            "Multiple garbage collectors",
+        ),
+        (
+            'Exception in thread "main" java.lang.ExceptionInInitializerError\n\tat a.b(c.java)\n'
+            "Caused by: java.net.UnknownHostException: here: here: Name or service not known\n"
+            "\t... 10 more\nCaused by: java.net.UnknownHostException: here: Name not known\n\tat x",
+            "java.net.UnknownHostException: here: Name not known",
+        ),
+        (
+            "12:32:24 ERROR JavaUtils: Failed to create directory /tmp/spark-7\n"
+            "java.nio.file.FileSystemException: /tmp/spark-7: Read-only file system\n\tat x",
+            "java.nio.file.FileSystemException: /tmp/spark-7: Read-only",
+        ),
+        ("12:32:24 ERROR JavaUtils: Failed to create it", "Failed to create it"),
         ("nothing told", ""),
     ],
 )
@@ -449,6 +537,7 @@ def test_the_reason_of_a_failed_start_is_found(text, reason):
         ("SPARK_DRIVER_MEMORY", "1zz", "Invalid maximum heap size"),
         ("SPARK_DRIVER_MEMORY", "900000g", "Could not reserve enough space"),
         ("SPARK_MASTER", "lokal", "Master must"),
+        ("JAVA_TOOL_OPTIONS", "-XX:+UseG1GC", "Multiple garbage collectors"),
     ],
 )
 def test_a_failed_start_is_one_sentence_and_no_gateway_error(tmp_path, variable, value, reason):

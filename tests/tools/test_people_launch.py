@@ -19,10 +19,13 @@ import checkpoints
 import course
 import nbformat
 import publish
+import pyspark
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 from conftest import ROOT, copy_working_tree
 from helpers.data import locate
+from helpers.settings import versions
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ADDRESS = "https://github.com/someone/a-course"
@@ -261,8 +264,39 @@ def test_a_cell_without_an_address_says_what_to_do(machine, tmp_path):
     nowhere = surroundings(machine, tmp_path, COURSE_REPO=f"file://{tmp_path}/nowhere")
     done = run_cells(machine, tmp_path, nowhere, ON_COLAB, setup)
     assert done.returncode != 0 and "nowhere" in done.stdout + done.stderr
-    elsewhere = run_cells(machine, tmp_path, surroundings(machine, tmp_path), setup)
+    at_home = surroundings(machine, tmp_path, PYTHONPATH=str(ROOT / "src"))
+    elsewhere = run_cells(machine, tmp_path, at_home, setup)
     assert elsewhere.returncode == 0 and elsewhere.stdout + elsewhere.stderr == ""
+
+
+def test_a_kernel_without_the_course_says_so_in_one_sentence(tmp_path):
+    """Also where the learner has a helpers.py, which is then what Python finds."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", publish.bootstrap(None)],
+            cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(f"ImportError: {sys.executable} lacks the course: start 'make lab'")
+        assert "During handling" not in done.stderr
+        (tmp_path / "helpers.py").touch()
+
+
+def test_a_missing_package_is_one_sentence_that_names_the_kernels_python():
+    assert versions("PySpark").endswith(f", PySpark {pyspark.__version__}")
+    with pytest.raises(ImportError, match=rf"^{re.escape(sys.executable)} lacks no-such-package: "):
+        versions("pandas", "no-such-package")
+
+
+def test_files_beside_a_notebook_hide_no_package(tmp_path):
+    for name in ("helpers", "random", "data", "openai", "pyspark", "pandas", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')")
+    (tmp_path / "mine.py").write_text("answer = 42")
+    cells = [code(NOTEBOOKS[0], "setup"), "import json, random, openai, mine; print(mine.answer)"]
+    path = tmp_path / "own.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell(cell) for cell in cells]), path)
+    assert course.execute(path, progress=False).cells[1].outputs[0].text == "42\n"
 
 
 def colab_module():
