@@ -224,7 +224,7 @@ class Pipeline:
         profile = answer.value
         if profile is None:
             table = prompts.taste_table(rated).round(2).to_string(index=False)
-            why = asked.why or answer.why
+            why = asked.why or f"the stored reply is not usable: {answer.why}"
             notice = f"No LLM profile and no LLM ranking ({why}): a plain table stands in, and the "
             return Person(
                 user, rated, liked, table, None, {}, notice + "retriever's order is kept."
