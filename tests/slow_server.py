@@ -25,7 +25,7 @@ from helpers.standin import serve
 TEXTS = {
     "prose": "I would rather not choose.",
     "nobody": '{"ranking": ["Z"]}',
-    "cut": '{"ranking": ["B", "A"',
+    "cut": '{"ranking": ["B", "A',
 }
 LOG: list[tuple[float, int, int]] = []
 

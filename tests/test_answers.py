@@ -9,11 +9,14 @@ import time
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from misbehaving_server import completion, serve
 from test_llm import KEY, MESSAGES, ask, live, offline  # noqa: F401
 
-from helpers import llm, prompts, ranking
-from helpers.ranking import Repairs
+from conftest import ROOT
+from helpers import answers, bias, llm, prompts, ranking, replies
+from helpers.ranking import LetterRanking, RankingReply, Repairs
 
 
 def letters_reply(*names: str) -> str:
@@ -25,8 +28,8 @@ def letters_reply(*names: str) -> str:
     [
         (["B", "B", "C", "A"], [1, 2, 0], Repairs(repeated=1)),
         (["Z", "C", "B", "A"], [2, 1, 0], Repairs(unknown=1)),
-        (["B"], [1, 2, 0], Repairs(missing=2)),
-        (["Q", "C", "C"], [2, 0, 1], Repairs(unknown=1, repeated=1, missing=2)),
+        (["B", "A"], [1, 0, 2], Repairs(missing=1)),
+        (["Q", "C", "C", "B"], [2, 1, 0], Repairs(unknown=1, repeated=1, missing=1)),
     ],
 )
 def test_wrong_letters_from_a_server_are_repaired_and_counted(offline, names, order, repairs):  # noqa: F811
@@ -149,3 +152,196 @@ def test_the_preview_names_requests_tokens_cost_and_limit(offline):  # noqa: F81
         priced = llm.preview([body], live(offline, server, llm_price_in=0.0, llm_price_out=4.0))
     assert priced["cost (US dollars, at most)"] == "0.0020"
     assert KEY not in shown.to_string() + priced.to_string()
+
+
+# --- reading: one reader for every schema ---------------------------------------------------------
+
+GOOD = json.dumps({"ranking": ["E", "D", "C"]})
+DRAFT = 'First idea: ["A", "B", "C"]. No, E is best.'
+HARMONY = f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final"
+ECHO = json.dumps(LetterRanking.model_json_schema())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>{DRAFT}</think>{GOOD}",
+        f"<thinking>{DRAFT}</thinking>\n{GOOD}",
+        f"<reasoning>{DRAFT}</reasoning>{GOOD}",
+        f"{DRAFT}</think>{GOOD}",
+        f"[THINK]{DRAFT}[/THINK]{GOOD}",
+        f"<think>{DRAFT}</think>Hm.<think>{DRAFT}</think>{GOOD}",
+        f"<think>{DRAFT} <think>{DRAFT}</think>{GOOD}",
+        f"{HARMONY}<|message|>{GOOD}<|return|>",
+        f"{HARMONY} <|constrain|>json<|message|>{GOOD}",
+        f"analysis{DRAFT}assistantfinal{GOOD}",
+        f'First I thought ["A", "B"], then {GOOD}',
+        'First ["A", "B", "C"]. Final: ["E", "D", "C"]',
+        f"```json\n{GOOD}\n```",
+        f"~~~\n{GOOD}\n~~~",
+        f"```json\n{GOOD}",
+        f"Sure [of it] {{I am}}!\n{GOOD}\nEnjoy [REC] (2007) {{}} [].",
+        f'The "fav" 5" screen [sic: {GOOD}',
+        json.dumps(GOOD),
+        f"```json\n{json.dumps(GOOD)}\n```",
+        f'{{"result": {GOOD}}}',
+        f'{{"LetterRanking": {GOOD}}}',
+        f'{{"name": "LetterRanking", "arguments": {json.dumps(GOOD)}}}',
+        f"[{GOOD}]",
+        f"{ECHO}\n{GOOD}",
+        f"{GOOD}\n{ECHO}",
+        "\ufeff" + GOOD,
+        GOOD.replace("ranking", "Ranking"),
+        '{"confidence": 0.9, "ranking": ["E", "D", "C"]}',
+        r"\boxed{[\"E\", \"D\", \"C\"]}".replace('\\"', '"'),
+    ],
+)
+def test_what_stands_around_an_answer_is_dropped_without_a_repair(text):
+    expected = answers.Answer(LetterRanking(ranking=["E", "D", "C"]))
+    assert answers.read(text, LetterRanking) == expected
+    plain = answers.read(text, llm.response_format(LetterRanking))
+    assert plain.value["ranking"] == ["E", "D", "C"] and plain.repairs == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "repairs"),
+    [
+        (GOOD.replace("]", ",]"), 1),
+        (GOOD.replace('"', "'"), 1),
+        (GOOD.replace('"', "“"), 1),
+        ("{“ranking”: [„E“, “D”, ‘C’]}", 1),
+        (GOOD.replace('"ranking"', "ranking"), 1),
+        (GOOD.replace('"E",', '"E", // the best\n'), 1),
+        (GOOD.replace("]}", "}"), 1),
+        ("{'ranking': ['E', 'D', 'C'], 'sure': True, 'note': None,}", 1),
+        (GOOD[:-1], 1),
+        (GOOD[:-2], 1),
+        (GOOD[:-2] + ",", 1),
+        (GOOD[:-2] + ', "', 1),
+        (GOOD[:-2] + ', "A', 1),
+        (f'["A"] was a draft. {GOOD[:-2]}, "B', 1),
+        (f"```json\n{GOOD[:-2]},\n```\nThe rest follows.", 1),
+        ('["E", "D", "C", "A', 1),
+        ("['E', 'D', 'C', 'A", 2),
+    ],
+)
+def test_small_damage_and_a_cut_end_are_repaired_and_counted(text, repairs):
+    got = answers.read(text, LetterRanking)
+    assert got == answers.Answer(LetterRanking(ranking=["E", "D", "C"]), repairs)
+
+
+def test_an_object_that_was_cut_in_a_list_is_left_out():
+    text = '{"ranking": [{"letter": "B", "reason": "x [y]"}, {"letter": "A", "reason": "a, [b] c'
+    assert [item.letter for item in answers.read(text, RankingReply).value.ranking] == ["B"]
+    claim = '{"name": "x", "movie_ids": [1, 2]}'
+    cut = f'{{"summary": "s", "genres": [], "eras": [], "themes": [{claim}], "dislikes": [{claim}'
+    got = answers.read(cut[:-2] + ", 3", prompts.Profile)
+    assert got.value is None and "dislikes is missing" in got.why
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "empty"),
+        (" \n", "empty"),
+        (f"<think>{DRAFT} {GOOD}", "draft"),
+        (f"<think>{DRAFT}</think><think>{GOOD}", "draft"),
+        (f"<|channel|>analysis<|message|>{GOOD}", "draft"),
+        ("I like [A, B, C] and {E}", "no JSON"),
+        ("I love [this list: B, A, C", "no JSON"),
+        (ECHO, "ranking is missing"),
+        (f'{{"properties": {GOOD}}}', "ranking is missing"),
+        ('{"excluded": ["E", "D", "C"]}', "ranking is missing"),
+        (f'{{"draft": {GOOD}, "final": {GOOD.replace("E", "A")}}}', "ranking is missing"),
+        (f'{GOOD} No: ["A", "B", "C"]', "another list"),
+        ('{"ranking": "E"}', "ranking should be a valid list"),
+        ('{"ranking": [', "no JSON"),
+        ("[]", "no JSON"),
+        ("3", "no JSON"),
+    ],
+)
+def test_what_is_no_answer_or_two_answers_is_not_guessed(text, why):
+    got = answers.read(text, LetterRanking)
+    assert got.value is None and why in got.why and got.why.startswith("the answer")
+
+
+PROFILE = '{"summary": "s", "genres": [%s], "eras": [], "themes": [], "dislikes": []}'
+
+
+def test_a_value_of_another_shape_is_unreadable_with_a_plain_reason():
+    for schema in (prompts.Profile, llm.response_format(prompts.Profile)):
+        got = answers.read(PROFILE % '"Romance"', schema)
+        assert got.value is None and "genres, item 1" in got.why and len(got.why) < 120
+        loose = PROFILE % '{"name": "x", "movie_ids": ["12", 3], "confidence": 0.9}'
+        assert answers.read(loose, schema).value is not None
+    assert answers.read(loose, prompts.Profile).value.genres[0].movie_ids == [12, 3]
+    named = answers.read('[{"title": "M", "year": "1931"}, {"title": "X', prompts.NamedMovies)
+    assert named.value.movies == [prompts.NamedMovie(title="M", year=1931)] and named.repairs == 1
+    # A ranking with reasons has two fields: a list alone could be either.
+    assert answers.read('["A", "B"]', prompts.CitedRanking).value is None
+
+
+HOSTILE = [
+    "[" * 10**6, '{"a":' * 10**5, '["a",' * 10**5, "{}" * 10**5, '["a"]' * 10**5, '"' * 10**6,
+    "[]}" * 10**5, "<think>" * 10**5, "</think>" * 10**5, "```" * 10**5, "<|channel|>final" * 10**5,
+    "[" * 900 + "]" * 900, '{"ranking": ' + "[" * 900 + "]" * 900 + "}", "['x' " * 10**5,
+    '{"ranking": [' + "'A'," * 10**5, '{"a": ["x" "y"]}' * 10**5, "x" * 10**6,
+    "9" * 5000, "\ud800[",
+    '{"a": ["x" "y", ' + "'z' " * 4900 + "]}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_long_and_deep_texts_are_read_in_linear_time(text):
+    assert answers.read(text, RankingReply).value is None
+    assert ranking.read_ranking(text, 5).failed
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *"[]{}\",:'\\",
+                "ranking",
+                "A",
+                "E",
+                "<think>",
+                "</think>",
+                "```",
+                "“",
+                "//",
+                " ",
+                "\n",
+                GOOD,
+            ]
+        ),
+        max_size=40,
+    ).map("".join)
+)
+@settings(deadline=None)
+def test_no_text_makes_the_reader_raise(text):
+    for schema in (RankingReply, LetterRanking, prompts.Profile, {"type": "object"}):
+        got = answers.read(text, schema)
+        assert (got.value is None) == bool(got.why)
+
+
+SCHEMAS = {
+    schema.__name__: schema
+    for schema in (
+        prompts.Profile, prompts.NamedMovies, prompts.Queries, prompts.CitedRanking,
+        RankingReply, LetterRanking, bias.LabelRanking,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "data" / "replies").glob("*.jsonl")), ids=lambda path: path.stem
+)
+def test_every_committed_reply_is_read_as_it_stands(path):
+    """The recorded results rest on this: a plain answer is never repaired."""
+    for reply in replies.read_jsonl(path):
+        form, text = reply.request.get("response_format"), reply.response["choices"][0]["message"]
+        if form and text.get("content"):
+            schema = SCHEMAS[form["json_schema"]["name"]]
+            plain = schema.model_validate_json(text["content"])
+            assert answers.read(text["content"], schema) == answers.Answer(plain)

@@ -156,8 +156,13 @@ def test_numbers_and_titles_are_read_back():
     assert bias.read_labels(answer(["C", "A", "B"]), titles, "letters").order == [2, 0, 1]
     swapped = [titles[2], titles[0].upper(), f'"{titles[1]}"']
     assert bias.read_labels(answer(swapped), titles, "titles").order == [2, 0, 1]
-    got = bias.read_labels(answer(["9", "2", "2"]), titles, "numbers")
-    assert got.order == [1, 0, 2] and got.repairs == ranking.Repairs(1, 1, 2)
+    got = bias.read_labels(answer(["9", 2, "2", "3"]), titles, "numbers")
+    assert got.order == [1, 2, 0] and got.repairs == ranking.Repairs(1, 1, 1)
+    assert bias.read_labels(answer(["2"]), titles, "numbers").failed  # one of three
+    twins = [titles[0], titles[0], titles[2]]
+    assert bias.read_labels(answer([titles[0], titles[2]]), twins, "titles").failed
+    fenced = "<think>" + answer(titles) + "</think>```json\n" + answer(titles[::-1]) + "```"
+    assert bias.read_labels(fenced, titles, "titles").order == [2, 1, 0]
     got = bias.read_labels(answer(["Another film (1999)"]), titles, "titles")
     assert got.failed and got.order == [0, 1, 2]
     for text in (None, " ", "no JSON", "[1, 2, 3]"):

@@ -89,11 +89,11 @@ def test_a_request_that_was_never_sent_is_not_a_failure(offline):
 
 def test_repairs_are_counted_and_a_second_reading_is_its_own_request(offline):
     record(offline, {1: letters("A", "B", "C")})
-    record(offline, {1: letters("C", "C", "Q")}, seed=1)
+    record(offline, {1: letters("C", "C", "Q", "A")}, seed=1)
     client = llm.connect(offline)
     assert ranking.ask_all(client, requests_of([1])).orders == {1: [12, 10, 11]}
     again = ranking.ask_all(client, requests_of([1]), seed=1)
-    assert again.orders == {1: [11, 12, 10]} and again.repairs == 4
+    assert again.orders == {1: [11, 12, 10]} and again.repairs == 3
 
 
 def test_an_order_must_hold_the_candidates_each_once():
@@ -215,3 +215,15 @@ def test_writing_the_table_twice_changes_nothing(tmp_path):
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="mark"):
         cli.write_table(settings)
+
+
+def test_an_answer_cut_after_whole_items_counts_and_one_letter_does_not(offline):
+    cut = '{"ranking": ["C", "B",', '{"ranking": ["C",', "<think>" + letters("A", "B", "C")
+    with serve(*(("ok", completion(text, finish="length")) for text in cut)) as server:
+        live = dataclasses.replace(
+            offline, llm_mode="live", llm_base_url=server.url, llm_api_key="k", llm_model="m"
+        )
+        asked = ranking.ask_all(llm.connect(live), requests_of(), threads=1)
+    shown = requests_of()[1][0]
+    assert asked.orders == {1: [shown[2], shown[1], shown[0]]} and asked.repairs == 2
+    assert asked.failures == {2: "truncated", 3: "truncated"}

@@ -15,6 +15,7 @@ import pytest
 from misbehaving_server import completion
 
 from conftest import ROOT
+from helpers import cli, llm, replies
 from helpers.replies import (
     CommittedStore,
     LocalStore,
@@ -39,6 +40,12 @@ def test_the_key_follows_what_is_asked_and_nothing_else():
     # A seed asks for another reading of the same prompt.
     assert len({request_key({**body("a"), **seed}) for seed in ({}, {"seed": 1}, {"seed": 2})}) == 3
     assert request_key(body("a ")) != request_key(body("a"))
+    # What bounds an answer is part of the question, whichever name it has.
+    old, new, more = (
+        request_key({**body("a"), **limit})
+        for limit in ({"max_tokens": 5}, {"max_completion_tokens": 5}, {"max_tokens": 6})
+    )
+    assert old == new != more and same not in (old, more)
     schema = {"type": "object", "properties": {"title": {"type": "string", "title": "T"}}}
     plain = {"type": "object", "properties": {"title": {"type": "string"}}}
     other = {"type": "object", "properties": {"name": {"type": "string"}}}
@@ -137,6 +144,44 @@ def test_a_torn_pending_line_costs_no_other_request(tmp_path):
     path.write_text(json.dumps(body("a")) + '\n{"messages": [{"ro')
     PendingRequests(path).add(body("b"))
     assert PendingRequests(path).all() == [body("a"), body("b")]
+
+
+def test_the_list_of_waiting_requests_grows_with_its_length_alone(tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr(replies, "request_key", lambda body: keys.append(1) or request_key(body))
+    mine, other = (PendingRequests(tmp_path / "p.jsonl") for _ in range(2))
+    for number in range(300):
+        (mine, other)[number % 7 == 0].add(body(str(number)))
+        mine.add(body(str(number)))  # also what another process has noted is noted once
+    assert [one["messages"][0]["content"] for one in mine.all()] == [str(n) for n in range(300)]
+    assert len(keys) < 300 * 5
+    (tmp_path / "p.jsonl").unlink()
+    mine.add(body("1"))
+    assert mine.all() == [body("1")]
+
+
+def test_one_command_forgets_stored_replies_and_waiting_requests(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data" / "sample").mkdir(parents=True)
+    (tmp_path / "data" / "replies").mkdir()
+    kept = tmp_path / "data" / "replies" / "x.jsonl"
+    write_jsonl([Reply(request_key(body("a")), completion("a"), "", body("a"))], kept)
+    PendingRequests(tmp_path / "data" / "cache" / "pending.jsonl").add(body("b"))
+    with LocalStore(tmp_path / "data" / "cache" / "replies.sqlite") as store:
+        store.put(body("c"), completion("c"))
+        monkeypatch.setenv("HELPERS_HOME", str(tmp_path))
+        assert cli.main(["forget"]) == 0
+        assert store.all() == []
+    assert capsys.readouterr().out == "1 stored replies and 1 waiting requests are forgotten.\n"
+    assert not PendingRequests(tmp_path / "data" / "cache" / "pending.jsonl").all()
+    assert len(CommittedStore(kept.parent).all()) == 1
+
+
+def test_an_older_sound_reply_stands_for_a_newer_bad_one(tmp_path):
+    with LocalStore(tmp_path / "r.sqlite") as store:
+        store.put(body("a"), completion("good"), model="one")
+        time.sleep(0.01)
+        store.put(body("a"), completion("cut", finish="length"), model="two")
+        assert store.get(request_key(body("a")), fault=llm.usable).response == completion("good")
 
 
 def test_any_character_survives_in_a_pending_request(tmp_path):

@@ -11,11 +11,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 
 import openai
 import pandas as pd
 import pytest
+from misbehaving_server import completion, serve
 from slow_server import slow_server
 
 from conftest import ROOT
@@ -250,6 +252,48 @@ def test_an_answer_that_got_lost_counts_in_full(tmp_path):
     assert budget.spent_tokens == 2 * (llm.estimate_tokens(body) + 40) and budget.estimated
 
 
+# --- one client with helpers.llm ------------------------------------------------------------------
+
+
+def test_what_a_server_refuses_is_left_out_for_all_users(tmp_path):
+    def answer(body):
+        if form := body.get("response_format"):
+            return 400, {"error": {"message": f"{form['type']} is not supported"}}
+        return 200, completion('{"ranking": ["C", "A", "B"]}')
+
+    with serve(answer) as server, pytest.warns(llm.ServerWarning) as told:
+        results = rank(users(6), server.url, tmp_path)
+    assert {r.kind for r in results} == {"ok"} and len(told) == 1
+    assert len(server.requests) == 6 + 2
+    assert stored(tmp_path) == set(range(6))
+
+
+def test_spent_quota_is_asked_for_once(tmp_path):
+    spent = {"error": {"message": "no", "code": "insufficient_quota"}}
+    with serve(("reply", (429, spent))) as server:
+        (result,) = rank(users(1), server.url, tmp_path, retries=3)
+    assert result.kind == "quota" and "billing" in result.why and len(server.requests) == 1
+
+
+def test_the_budget_holds_where_a_server_ignores_the_limit(tmp_path):
+    reply = completion('{"ranking": ["C", "A", "B"]}')
+    reply["usage"] = {"prompt_tokens": 50, "completion_tokens": 8000, "total_tokens": 8050}
+    budget = llm.Budget(20_000)
+    with serve(("ok", reply)) as server, warnings.catch_warnings():
+        warnings.simplefilter("ignore", llm.ServerWarning)
+        results = rank(users(12), server.url, tmp_path, budget=budget, concurrency=8)
+    assert budget.spent_tokens == 8050 * len(server.requests) <= 20_000
+    assert Counter(r.kind for r in results) == {"ok": 2, "budget": 10}
+
+
+def test_a_cut_prompt_and_a_cut_answer_are_not_stored(tmp_path):
+    text = '{"ranking": ["C", "A", "B"]}'
+    steps = ("ok", completion(text)), ("ok", completion(text, finish="length"))
+    with serve(*steps) as server:  # the first says that it read 11 tokens
+        results = rank([user(1, "word " * 1600), user(2)], server.url, tmp_path, concurrency=1)
+    assert [r.kind for r in results] == ["prompt_cut", "ok"] and stored(tmp_path) == set()
+
+
 # --- streams --------------------------------------------------------------------------------------
 
 
@@ -455,7 +499,7 @@ def test_batches_stream_and_say_what_to_ask_again(tmp_path):
         report = scale.import_batches(first, store)
         assert (report.imported, report.unknown) == (6, 2)
         assert report.again == {
-            2: "the answer holds no JSON ranking", 3: "status 400", 99: "status 400",
+            2: "the answer holds no JSON", 3: "status 400", 99: "status 400",
             8: "no answer", 9: "no answer",
         }  # fmt: skip
         assert "5 users to ask for again" in str(report)

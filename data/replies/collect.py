@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from helpers import als, candidates, data, llm, prompts, ranking
+from helpers import als, answers, candidates, data, llm, prompts, ranking
 from helpers.settings import Settings
 from helpers.spark import get_spark
 
@@ -80,9 +80,9 @@ def ask_user(
     improved = prompts.profile_prompt(rated, liked, disliked)
     answer = llm.ask(client, improved, schema=prompts.Profile)
     yield Asked(user, "profile", answer)
-    if answer.kind != "ok":
+    profile = answers.read(answer.text, prompts.Profile).value
+    if profile is None:
         return
-    profile = prompts.Profile.model_validate_json(answer.text)
     text = prompts.profile_as_text(profile, prompts.audit_profile(profile, liked, disliked))
     shown = prompts.shuffled(implicit.recommend([user], TOP_K).movieId, seed=user)
     table = movies.set_index("movieId").loc[shown].reset_index()

@@ -6,14 +6,13 @@ until it calls ``recommend`` or the turns are used up. Notebook 08 writes the lo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import openai
 
-from helpers import llm
+from helpers import answers, llm
 
 Tool = Callable[..., str]
 FINAL = "recommend"
@@ -86,11 +85,7 @@ def run(
 
 
 def _arguments(text: str | None) -> dict[str, Any] | None:
-    try:
-        given = json.loads(text or "{}")
-    except ValueError:
-        return None
-    return given if isinstance(given, dict) else None
+    return answers.read(text or "{}", {"type": "object"}).value
 
 
 def _ids(given: dict[str, Any] | None) -> list[int]:

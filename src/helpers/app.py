@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import SparkSession
 
-from helpers import als, candidates, data, llm, prompts, ranking
+from helpers import als, answers, candidates, data, llm, prompts, ranking
 from helpers.replies import request_key
 from helpers.settings import Settings
 from helpers.spark import close_spark, get_spark
@@ -220,11 +220,11 @@ class Pipeline:
         """
         rated, liked, disliked = self._taste(user)
         asked = self._stored(prompts.profile_prompt(rated, liked, disliked), prompts.Profile)
-        try:
-            profile = prompts.Profile.model_validate_json(asked.text or "")
-        except ValueError:
+        answer = answers.read(asked.text, prompts.Profile)
+        profile = answer.value
+        if profile is None:
             table = prompts.taste_table(rated).round(2).to_string(index=False)
-            why = asked.why or "the stored reply is not usable"
+            why = asked.why or f"the stored reply is not usable: {answer.why}"
             notice = f"No LLM profile and no LLM ranking ({why}): a plain table stands in, and the "
             return Person(
                 user, rated, liked, table, None, {}, notice + "retriever's order is kept."
@@ -235,16 +235,19 @@ class Pipeline:
         shown = prompts.shuffled(first, seed=user)
         labels = ranking.letters(len(shown))
         messages = prompts.ranking_prompt(text, labels, self._named.loc[shown].reset_index())
-        answer = self._stored(messages, ranking.RankingReply)
+        replied = self._stored(messages, ranking.RankingReply)
         back = [shown.index(movie) for movie in first]
-        result = ranking.read_ranking(answer.text, len(shown), fallback=back)
+        titles = self._named.loc[shown].title.tolist()
+        result = ranking.read_ranking(replied.text, len(shown), fallback=back, titles=titles)
         flagged = int((audit["verdict"] == "flagged").sum())
         notice = f"The profile is a stored LLM reply by {asked.model}; "
         notice += f"{flagged} of its claims were left out. "
         if result.failed:
-            notice += f"No LLM ranking ({answer.why or result.why}): the retriever's order is kept."
+            notice += (
+                f"No LLM ranking ({replied.why or result.why}): the retriever's order is kept."
+            )
             return Person(user, rated, liked, text, None, {}, notice)
-        notice += f"The ranking is one by {answer.model}; repairs to it: {result.repairs.total}."
+        notice += f"The ranking is one by {replied.model}; repairs to it: {result.repairs.total}."
         reasons = {shown[position]: why for position, why in result.reasons.items()}
         return Person(
             user,

@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import kendalltau
 
-from helpers import prompts, ranking
+from helpers import answers, prompts, ranking
 
 Messages = list[dict[str, str]]
 
@@ -171,24 +171,23 @@ def read_labels(text: str | None, titles: Sequence[str], kind: str) -> ranking.R
     """
     n = len(titles)
     if kind == "letters":
-        return ranking.read_ranking(text, n)
-    if not text or not text.strip():
-        return ranking.failed(n, "the answer is empty")
-    try:
-        named = LabelRanking.model_validate_json(text).ranking
-    except ValueError:
-        return ranking.failed(n, "the answer holds no JSON ranking")
+        return ranking.read_ranking(text, n, titles=titles)
+    answer = answers.read(text, ranking.NamedRanking)
+    if answer.value is None:
+        return ranking.failed(n, answer.why)
+    named = [str(label) for label in answer.value.ranking]
     if kind == "numbers":
         place = {str(number): position for position, number in enumerate(range(1, n + 1))}
         picks = [place.get(label.strip(" .#")) for label in named]
     else:
-        spelled = [prompts.quote(title)[1:-1].replace('\\"', '"') for title in titles]
-        place = {title.casefold(): position for position, title in enumerate(spelled)}
+        spelled = [prompts.quote(title)[1:-1].replace('\\"', '"').casefold() for title in titles]
+        # Two candidates of one title cannot be told apart.
+        place = {t: position for position, t in enumerate(spelled) if spelled.count(t) == 1}
         picks = [
             place.get(label.strip().strip('"').strip().casefold(), place.get(label.casefold()))
             for label in named
         ]
-    return ranking.settle(picks, n, {}, list(range(n)))
+    return ranking.settle(picks, n, {}, list(range(n)), answer.repairs)
 
 
 NEUTRAL = "N/A"

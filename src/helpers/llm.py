@@ -200,7 +200,10 @@ class Budget:
 
     @contextlib.contextmanager
     def passage(self, reserved: Reservation, body: Body) -> Iterator[Passage]:
-        """Count what a request of :meth:`admit` took when the block ends, however it ends."""
+        """Count what a request of :meth:`admit` took when the block ends, however it ends.
+
+        A refused request takes nothing: what is sent in its place has the same reservation.
+        """
         passage, answer, lost = Passage(), None, True
         try:
             yield passage
@@ -487,12 +490,17 @@ class Attempt:
         """``body`` is what the caller asked; its limit is added where it names none."""
         self._settings, self._dialects, self._request = settings, dialects, request
         self._place = (server_of(request.url), str(body.get("model", "")))
-        self._changes = dialects.of(self._place)
+        self._changes: Changes = {}
         self._once: Changes = {}
         if "messages" in body and not any(body.get(name) for name in LIMITS):
             body = {**body, LIMITS[0]: settings.llm_reply_tokens}
-        self._asked, self.body = body, adapted(body, self._changes)
+        self._asked, self.body = body, body
         self._left = ADAPTIONS
+
+    def start(self) -> None:
+        """Take over what other requests have learned until now, when this one is to be sent."""
+        self._changes = self._dialects.of(self._place)
+        self.body = adapted(self._asked, self._changes)
 
     def request(self) -> httpx2.Request:
         """Return the request as it is sent."""
@@ -603,18 +611,18 @@ class RecordingTransport(httpx2.BaseTransport):
             if stored is not None:
                 return _replayed(stored, request)
         attempt = Attempt(self.settings, self.dialects, request, body)
-        while True:
-            reserved = self.budget.wait(attempt.body)
-            with self.budget.passage(reserved, attempt.body) as passage, without_key(self.settings):
+        reserved = self.budget.wait(attempt.body)
+        attempt.start()
+        with self.budget.passage(reserved, attempt.body) as passage, without_key(self.settings):
+            while passage.response is None or attempt.again(passage.response):
                 passage.sent = True
                 response = self.live.send(attempt.request(), stream=True)
                 if body.get("stream") and response.is_success:
                     attempt.learn()
                     return response  # what a stream takes is not read: it counts in full
                 response.read()
-                response = passage.response = attempt.received(response)
-            if not attempt.again(response):
-                break
+                passage.response = attempt.received(response)
+        response = passage.response
         answer = _answer_of(response)
         if answer is not None and not usable(body, answer):
             kept = {name: body[name] for name in body if name not in {"model", "user"}}

@@ -7,7 +7,6 @@ candidates, and nothing in a title or an answer can add, remove or rename one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,9 @@ from typing import Any
 
 import openai
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from helpers import llm
+from helpers import answers, llm
 
 
 class RankedItem(BaseModel):
@@ -43,18 +42,33 @@ class LetterRanking(BaseModel):
     ranking: list[str]
 
 
+class NamedRanking(BaseModel):
+    """A ranking in whatever form the candidates are named: text, a number, an object."""
+
+    ranking: list[Any]
+
+
+USABLE_SHARE = 0.5
+"""The share of the candidates that an answer must name: below it most of the order is not the
+LLM's, and one letter of twenty would enter an evaluation as the retriever's order, improved."""
+
+READ = ("ok", "truncated", "unreadable")
+"""Kinds of :class:`helpers.llm.Outcome` whose text may still hold a ranking."""
+
+
 @dataclass(frozen=True)
 class Repairs:
-    """How often the answer had to be corrected."""
+    """How often the answer had to be corrected; ``damage`` is that of its JSON."""
 
     unknown: int = 0
     repeated: int = 0
     missing: int = 0
+    damage: int = 0
 
     @property
     def total(self) -> int:
         """All corrections together."""
-        return self.unknown + self.repeated + self.missing
+        return self.unknown + self.repeated + self.missing + self.damage
 
 
 @dataclass(frozen=True)
@@ -87,23 +101,21 @@ def letters(n: int) -> list[str]:
 
 
 def settle(
-    picks: Sequence[int | None], n: int, reasons: dict[int, str], fallback: Sequence[int]
+    picks: Sequence[int | None],
+    n: int,
+    reasons: dict[int, str],
+    fallback: Sequence[int],
+    damage: int = 0,
 ) -> Ranking:
     """Turn named positions (``None`` for an unknown name) into a counted, complete ranking."""
-    order: list[int] = []
-    unknown = repeated = 0
-    for pick in picks:
-        if pick is None or not 0 <= pick < n:
-            unknown += 1
-        elif pick in order:
-            repeated += 1
-        else:
-            order.append(pick)
-    if n and not order:
-        repairs = Repairs(unknown, repeated, n)
-        return Ranking(list(fallback), {}, repairs, True, "the answer names no candidate")
-    rest = [position for position in fallback if position not in order]
-    return Ranking(order + rest, reasons, Repairs(unknown, repeated, len(rest)))
+    known = [pick for pick in picks if pick is not None and 0 <= pick < n]
+    order = list(dict.fromkeys(known))
+    rest = [position for position in fallback if position not in set(order)]
+    repairs = Repairs(len(picks) - len(known), len(known) - len(order), len(rest), damage)
+    if len(order) < USABLE_SHARE * n:
+        why = f"the answer names {len(order)} of {n} candidates"
+        return Ranking(list(fallback), {}, repairs, True, why)
+    return Ranking(order + rest, reasons, repairs)
 
 
 def failed(n: int, why: str, fallback: Sequence[int] | None = None) -> Ranking:
@@ -112,58 +124,102 @@ def failed(n: int, why: str, fallback: Sequence[int] | None = None) -> Ranking:
     return Ranking(order, {}, Repairs(missing=n), True, why)
 
 
-def read_ranking(text: str | None, n: int, fallback: Sequence[int] | None = None) -> Ranking:
+def read_ranking(
+    text: str | None,
+    n: int,
+    fallback: Sequence[int] | None = None,
+    titles: Sequence[str] | None = None,
+) -> Ranking:
     """Read an answer by letters; any text at all gives a permutation of ``range(n)``.
 
     Args:
-        text: the message of the LLM; JSON of :class:`RankingReply`, also inside prose or a fence.
+        text: the message of the LLM, read as :class:`NamedRanking` (see :mod:`helpers.answers`).
         n: number of candidates, labelled by :func:`letters`.
         fallback: the retriever's order of the positions (default: 0, 1, 2, ...).
+        titles: the candidates' titles in the order shown; with them a title may stand for a letter,
+            and a letter beside the title of another candidate is unknown.
     """
     back = list(range(n)) if fallback is None else list(fallback)
     if sorted(back) != list(range(n)):
         raise ValueError("fallback must be a permutation of the candidates' positions.")
-    if not text or not text.strip():
-        return failed(n, "the answer is empty", back)
-    items = _items(text)
-    if items is None:
-        return failed(n, "the answer holds no JSON ranking", back)
+    answer = answers.read(text, NamedRanking)
+    if answer.value is None:
+        return failed(n, answer.why, back)
     place = {label: position for position, label in enumerate(letters(n))}
+    titled = _places(titles or ())
     picks, reasons = [], {}
-    for letter, reason in items:
-        pick = place.get(re.sub(r"[^A-Za-z]", "", letter[:20]).upper())
+    for item in answer.value.ranking:
+        pick = _pick(_named(item), place, titled)
         picks.append(pick)
-        if pick is not None and reason:
+        reason = item.get("reason") if isinstance(item, dict) else None
+        if pick is not None and isinstance(reason, str) and reason.strip():
             reasons.setdefault(pick, " ".join(reason.split())[:300])
-    return settle(picks, n, reasons, back)
+    return settle(picks, n, reasons, back, answer.repairs)
 
 
-def _items(text: str) -> list[tuple[str, str]] | None:
-    try:
-        reply = RankingReply.model_validate_json(text)
-        return [(item.letter, item.reason) for item in reply.ranking]
-    except ValidationError:
-        pass
-    for value in _json_values(text):
-        listed = value.get("ranking") if isinstance(value, dict) else value
-        if isinstance(listed, list) and listed:
-            return [_loose(item) for item in listed]
-    return None
+def _named(item: object) -> str:
+    """Return how an item of a ranking names its candidate; an object may hold label and title."""
+    if not isinstance(item, dict):
+        return str(item)
+    item = {str(key).casefold(): str(value) for key, value in item.items()}
+    label = [item[key] for key in ("letter", "label", "id", "candidate") if key in item]
+    title = [item[key] for key in ("title", "movie", "film", "name") if key in item]
+    return ": ".join(label[:1] + title[:1])
 
 
-def _json_values(text: str):
-    decoder = json.JSONDecoder()
-    for found in list(re.finditer(r"[\[{]", text))[:50]:
-        try:
-            yield decoder.raw_decode(text, found.start())[0]
-        except (ValueError, RecursionError):
-            continue
+_LABEL = re.compile(
+    r"(?:\d{1,3}[.):]\s+)?(?P<word>(?:candidate|letter|movie|film|item|option)\s+)?"
+    r"[(\[]?(?P<label>[a-z]{1,3})(?P<mark>[)\]\s.,:|=–—-]*)(?P<rest>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+# Between a label and a title. A full stop is not enough: "M. Butterfly (1993)".
+_STRONG = re.compile(r"[)\]:|=]|\s[–—-]+\s")
+_YEAR = re.compile(r"\(\d{4}[^)]*\)")
 
 
-def _loose(item: object) -> tuple[str, str]:
-    if isinstance(item, dict):
-        return str(item.get("letter", "")), str(item.get("reason", ""))
-    return str(item), ""
+def _pick(name: str, place: Mapping[str, int], titled: Mapping[str, set[int]]) -> int | None:
+    """Return the position that a name stands for; ``None`` if it is unknown or ambiguous."""
+    name = _plain(name[:400])
+    picks = titled.get(name, set())
+    found = _LABEL.fullmatch(name)
+    label = place.get(found["label"].upper()) if found else None
+    if found and label is not None:
+        if not found["rest"]:
+            return label
+        beside, strong = _starting(found["rest"], titled), _STRONG.search(found["mark"])
+        if found["mark"] and label in beside:
+            picks = picks | {label}
+        elif strong:  # beside a title of no candidate, or of another one
+            other = beside or (titled and _YEAR.search(found["rest"]))
+            picks = picks | {-1 if other else label}
+    return next(iter(picks - {-1}), None) if len(picks) == 1 else None
+
+
+def _starting(text: str, titled: Mapping[str, set[int]]) -> set[int]:
+    """Return the positions of the longest title that ``text`` begins with."""
+    names = [n for n in titled if text.startswith(n) and not text[len(n) :][:1].isalnum()]
+    return titled[max(names, key=len)] if names else set()
+
+
+def _plain(text: str) -> str:
+    """Return text without case and marks, as titles and labels are compared."""
+    text = re.sub(r"[*_`\"“”\\]", "", text.translate({0x2039: "<", 0x203A: ">"}))
+    return " ".join(text.split()).strip("' ").casefold()
+
+
+def _places(titles: Sequence[str]) -> dict[str, set[int]]:
+    """Return the positions of each title: as written, without its year, its article in front."""
+    places: dict[str, set[int]] = {}
+    for position, title in enumerate(titles):
+        bare = re.sub(r"\s*\(\d{4}[^)]*\)\s*$", "", title)
+        names = {title, bare}
+        if moved := re.match(r"(.*), (The|A|An)(\s*\(.*)?$", bare):
+            front = f"{moved[2]} {moved[1]}"
+            names |= {front, front + title[len(bare) :]}
+        for name in map(_plain, names):
+            if name:
+                places.setdefault(name, set()).add(position)
+    return places
 
 
 def read_title_list(
@@ -172,45 +228,38 @@ def read_title_list(
     """Read a numbered or bulleted list of titles, the answer to the article's prompt.
 
     A line counts only when it begins, after its number, with a candidate's title: as written,
-    without its year, or with a trailing article moved to the front. The longest match wins.
+    without its year, or with a trailing article moved to the front. The longest match wins; of
+    several lists, the last one that names enough.
     """
     n = len(titles)
     back = list(range(n)) if fallback is None else list(fallback)
     if not text or not text.strip():
         return failed(n, "the answer is empty", back)
-    names = sorted(
-        ((name, position) for position, title in enumerate(titles) for name in _names(title)),
-        key=lambda pair: -len(pair[0]),
-    )
-    picks, reasons = [], {}
-    for line in text.splitlines():
-        found = re.match(r"\s*(?:#+\s*)?(?:\*\*)?\s*\d{1,3}\s*[.):]\s*(.*)", line)
+    final = answers.final_text(text)
+    if final is None:
+        return failed(n, "the answer stops inside its draft", back)
+    titled = _places(titles)
+    lists: list[tuple[list[int | None], dict[int, str]]] = []
+    last = 0
+    for line in final.splitlines():
+        found = re.match(r"\s*(?:#+\s*)?(?:\*\*)?\s*(\d{1,3})\s*[.):]\s*(.*)", line)
         if not found:
             continue
-        body = re.sub(r"[*_\"“”]", "", found[1]).strip()
-        key = body.casefold()
-        pick = next(
-            (p for name, p in names if key.startswith(name) and not key[len(name) :][:1].isalnum()),
-            None,
-        )
+        if not lists or int(found[1]) < last:
+            lists.append(([], {}))
+        last, (picks, reasons) = int(found[1]), lists[-1]
+        body = re.sub(r"[*_\"“”]", "", found[2]).strip()
+        places = _starting(_plain(body), titled)
+        pick = next(iter(places)) if len(places) == 1 else None
         picks.append(pick)
         if pick is not None:
             reason = re.sub(r"^[^–—-]*[–—-]+\s*", "", body[len(titles[pick]) :]).strip()
             if reason:
                 reasons.setdefault(pick, reason[:300])
-    if not picks:
+    if not lists:
         return failed(n, "the answer holds no numbered list", back)
-    return settle(picks, n, reasons, back)
-
-
-def _names(title: str) -> set[str]:
-    bare = re.sub(r"\s*\(\d{4}[^)]*\)\s*$", "", title)
-    year = title[len(bare) :]
-    names = {title, bare}
-    if moved := re.match(r"(.*), (The|A|An)(\s*\(.*)?$", bare):
-        front = f"{moved[2]} {moved[1]}"
-        names |= {front, front + year}
-    return {name.casefold() for name in names if name}
+    results = [settle(picks, n, reasons, back) for picks, reasons in lists]
+    return next((result for result in reversed(results) if not result.failed), results[-1])
 
 
 def blend(retriever: Sequence[int], llm: Sequence[int], weight: float) -> list[int]:
@@ -296,9 +345,9 @@ def ask_all(
     def one(user: int) -> tuple[int, Ranking, str]:
         shown, messages = requests[user]
         outcome = llm.ask(client, messages, schema=schema, **options)
-        text = outcome.text if outcome.kind in ("ok", "truncated", "unreadable") else None
+        text = outcome.text if outcome.kind in READ else None
         result = read(text, shown) if read else read_ranking(text, len(shown))
-        return user, result, outcome.kind if outcome.kind != "ok" else result.why
+        return user, result, result.why if outcome.kind in ("ok", "unreadable") else outcome.kind
 
     orders, failures, repairs = {}, {}, 0
     with ThreadPoolExecutor(threads) as pool:

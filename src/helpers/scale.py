@@ -185,7 +185,7 @@ class PacedTransport(httpx2.AsyncBaseTransport):
     ):
         """``live`` is the client that reaches the server."""
         self._settings, self._live, self._budget, self._pace = settings, live, budget, pace
-        self._dialects = llm.Dialects()
+        self._dialects, self._turn = llm.Dialects(), asyncio.Lock()
         self.stopping = False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -197,10 +197,12 @@ class PacedTransport(httpx2.AsyncBaseTransport):
         """
         body = json.loads(await request.aread())
         attempt = llm.Attempt(self._settings, self._dialects, request, body)
-        while True:
+        async with self._turn:  # first come, first served
             while (reserved := self._budget.admit(attempt.body)) is None:
                 await asyncio.sleep(WAIT_S)
-            with self._budget.passage(reserved, attempt.body) as passage:
+        attempt.start()
+        with self._budget.passage(reserved, attempt.body) as passage:
+            while passage.response is None or attempt.again(passage.response):
                 await self._pace.wait(reserved[0])
                 if self.stopping:
                     raise openai.OpenAIError("Not sent: the job was stopped.")
@@ -208,11 +210,10 @@ class PacedTransport(httpx2.AsyncBaseTransport):
                 with llm.without_key(self._settings):
                     response = await self._live.send(attempt.request(), stream=True)
                     await response.aread()
-                response = passage.response = attempt.received(response)
-            if (seconds := retry_after(response.headers)) is not None and not response.is_success:
-                self._pace.pause(seconds)
-            if not attempt.again(response):
-                return response
+                passage.response = response = attempt.received(response)
+                if not response.is_success and (wait := retry_after(response.headers)) is not None:
+                    self._pace.pause(wait)
+        return passage.response
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -244,13 +245,13 @@ _FORMAT = llm.response_format(ranking.LetterRanking)
 
 def judge(outcome: llm.Outcome, one: ToRank, source: str) -> Ranked:
     """Turn an answer into the order of the movies shown, or into the reason why there is none."""
-    text = outcome.text if outcome.kind in ("ok", "truncated", "unreadable") else None
+    text = outcome.text if outcome.kind in ranking.READ else None
     result = ranking.read_ranking(text, len(one.shown))
     if not result.failed:
         order = [int(one.shown[position]) for position in result.order]
         return Ranked(one.user, order, repairs=result.repairs.total, source=source)
     kind, why = outcome.kind, outcome.why
-    if kind == "ok":
+    if kind in ("ok", "unreadable"):
         kind, why = "unreadable", result.why
     return Ranked(one.user, [], kind, why)
 

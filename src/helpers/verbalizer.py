@@ -156,12 +156,12 @@ def letter_distribution(
     if one.response is not None and kind in ("ok", "truncated", "empty"):
         kind, why = "no_letters", "the server returned no probability for any of the letters"
     every = llm.ask(client, list_prompt(messages, n), schema=ranking.LetterRanking, **options)
-    answer = every.text if every.kind in ("ok", "truncated", "unreadable") else None
+    answer = every.text if every.kind in ranking.READ else None
     listed = ranking.read_ranking(answer, n)
     if not listed.failed:
         repairs = listed.repairs.total
         return LetterDistribution(listed.order, "json", kind=kind, why=why, repairs=repairs)
-    second = every.why if every.kind != "ok" else listed.why
+    second = listed.why if every.kind in ("ok", "unreadable") else every.why
     kind = every.kind if every.kind in ("no_reply", "budget") else kind
     return LetterDistribution(listed.order, "none", kind=kind, why=f"{why}; as JSON: {second}")
 
