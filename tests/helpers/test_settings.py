@@ -14,6 +14,7 @@ from helpers import llm
 from helpers.settings import Settings, SettingsError
 
 KEY = "sk-Se+cret/0123456789=="
+USER = "me:S3cret"
 HOME = {"HELPERS_HOME": str(ROOT)}
 
 
@@ -56,7 +57,7 @@ def test_a_key_that_cannot_be_one_is_named_and_never_shown(text):
      ("SPARK_MASTER", "spark://a\nb"), ("OPENAI_ORG_ID", "org—1"), ("OPENAI_PROJECT_ID", "p\n"),
      ("LLM_MODE", KEY), ("LLM_MAX_TOKENS", KEY), ("LLM_REPLY_TOKENS", KEY),
      ("SPARK_PARTITIONS", "2.5"), ("LLM_TIMEOUT_S", "-7"), ("OPENAI_BASE_URL", KEY),
-     ("OPENAI_BASE_URL", "https://user:S3cret@"), ("OPENAI_BASE_URL", "ftp://user:S3cret@host")],
+     ("OPENAI_BASE_URL", f"https://{USER}@"), ("OPENAI_BASE_URL", f"ftp://{USER}@host")],
 )  # fmt: skip
 def test_what_a_variable_cannot_hold_is_named_without_its_value(name, value):
     with pytest.raises(SettingsError, match=f"^{name} ") as caught:
@@ -157,11 +158,11 @@ def test_a_short_key_does_not_take_words_apart():
 
 def test_passwords_and_tokens_of_addresses_leave_too():
     settings = read(
-        OPENAI_BASE_URL="https://me:S3cret%21pass@host.example/v1?subscription-key=T0ken-one&v=2024",
+        OPENAI_BASE_URL=f"https://{USER}%21pass@host.example/v1?subscription-key=T0ken-one&v=2024",
         SPARK_REMOTE="sc://host:15002/;token=T0ken-two;use_ssl=true",
     )
     text = settings.scrub(
-        "https://me:S3cret%21pass@host.example/v1 http:\\/\\/a:b@proxy:1 S3cret!pass "
+        f"https://{USER}%21pass@host.example/v1 http:\\/\\/a:b@proxy:1 S3cret!pass "
         "?subscription-key=T0ken-one&v=2024 token=T0ken-two mail me@host.example"
     )
     assert text == (

