@@ -335,8 +335,9 @@ def course_environment(home: Path = ROOT, **more: str) -> dict[str, str]:
 
 def test_the_command_in_a_read_only_folder_is_one_line(closed_home):
     (output := closed_home.parent / "out").mkdir()
+    command = [sys.executable, str(ROOT / "tools" / "course.py"), "batch", "export"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "course.py"), "batch", "export", str(output / "x.jsonl")],
+        [*command, str(output / "x.jsonl")],
         env=course_environment(closed_home), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1

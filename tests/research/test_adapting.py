@@ -343,9 +343,7 @@ def test_a_prompt_longer_than_the_context_is_refused(course, base):
 
 def test_a_bad_base_model_is_one_clear_sentence(tmp_path):
     for name in (str(tmp_path), "no/such/model"):
-        settings = Settings.from_env(
-            {"HELPERS_HOME": str(ad.Path(__file__).parents[1]), "LLAMAREC_BASE_MODEL": name}
-        )
+        settings = Settings.from_env({"HELPERS_HOME": str(ROOT), "LLAMAREC_BASE_MODEL": name})
         with pytest.raises(VerbalizerError) as error:
             ad.load(settings)
         assert "LLAMAREC_BASE_MODEL" in str(error.value) and "\n" not in str(error.value)
@@ -357,7 +355,7 @@ def test_a_named_model_is_loaded_and_answers_by_letter(course, base, tmp_path):
     named = ad.load(
         Settings.from_env(
             {
-                "HELPERS_HOME": str(ad.Path(__file__).parents[1]),
+                "HELPERS_HOME": str(ROOT),
                 "LLAMAREC_BASE_MODEL": str(tmp_path),
             }
         )
