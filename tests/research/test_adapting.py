@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import ROOT
 from helpers.settings import Settings
 from research import adapting as ad
 from research.verbalizer_torch import VerbalizerError
