@@ -399,6 +399,9 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+SOFTMAX_ROWS = 256
+
+
 class _SoftmaxLoss(torch.autograd.Function):
     """Mean cross-entropy over all items, in blocks of rows small enough for the cache.
 
@@ -406,14 +409,12 @@ class _SoftmaxLoss(torch.autograd.Function):
     (n, n_items) matrix never exists as a whole.
     """
 
-    ROWS = 256
-
     @staticmethod
     def forward(context, states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         n, total = len(states), states.new_zeros(())
         grads = torch.empty_like(states), torch.zeros_like(vectors), torch.zeros_like(bias)
-        for start in range(0, n, _SoftmaxLoss.ROWS):
-            rows = slice(start, start + _SoftmaxLoss.ROWS)
+        for start in range(0, n, SOFTMAX_ROWS):
+            rows = slice(start, start + SOFTMAX_ROWS)
             block, wanted = states[rows], targets[rows, None]
             scores = torch.addmm(bias, block, vectors.T)
             scores -= scores.amax(1, keepdim=True)

@@ -25,7 +25,7 @@ from research import adapting, sequential
 from research.adapting import FULL, LORA, SOFT, Model, Tuning
 from research.protocol import RETRIEVER, shuffled_lists
 from research.questions import LIKED, TASKS, Course, Prompt, Question, forms, with_examples
-from research.task_scores import (
+from research.task_metrics import (
     Score,
     auc,
     interval,

@@ -25,7 +25,7 @@ from research import adapting, sequential
 from research.adapting import Model
 from research.language_model import dropped_out, small_llama
 from research.questions import HISTORY, LIKED, TASKS, WATCHED, Course, Prompt, bare, forms, wrap
-from research.task_scores import auc, interval, ndcg, task_scores
+from research.task_metrics import auc, interval, ndcg, task_scores
 from research.training import NO_CLIP, Training, fit, padded
 
 ENCODER_EPOCHS = 6
