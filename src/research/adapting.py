@@ -65,6 +65,10 @@ For the task like none was searched: SOFT, LORA and FULL are those of the rankin
 small model's; a named model needs its own."""
 
 
+WAYS_ON = ("rank", "like")
+"""The tasks on which all ways are compared."""
+
+
 class Model(LanguageModel):
     """A causal LM that compares the answers of a :class:`research.questions.Prompt`."""
 

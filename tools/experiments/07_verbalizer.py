@@ -54,6 +54,7 @@ def start_from_counts(ranker: Verbalizer, seen: Interactions, titles: Mapping[in
             if len(own) == 1:
                 weights[own[0], :size] = torch.tensor(vector, dtype=weights.dtype)
 
+
 def compare_orders(
     ranker: vt.Verbalizer,
     protocol: Protocol,
@@ -111,9 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name, rate = "verbalizer, small model", 1e-3
     print(f"Model: {ranker.name}, on {ranker.device.type}")
     if not options.only_time:
-        examples = vt.training_prompts(
-            rows, items, titles, steps=options.steps, seed=options.seed
-        )
+        examples = vt.training_prompts(rows, items, titles, steps=options.steps, seed=options.seed)
         how = Training(rate, options.epochs, seed=options.seed)
         print(vt.train(ranker, examples, how).round(3).to_string(index=False))
         table = compare_orders(ranker, protocol, titles, name)

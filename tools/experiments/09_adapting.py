@@ -22,7 +22,7 @@ from helpers import data, metrics
 from helpers.faults import command
 from helpers.settings import Settings
 from research import adapting, sequential
-from research.adapting import FULL, LORA, SOFT, Model, Tuning
+from research.adapting import FULL, LORA, SOFT, WAYS_ON, Model, Tuning
 from research.protocol import RETRIEVER, shuffled_lists
 from research.questions import LIKED, TASKS, Course, Prompt, Question, forms, with_examples
 from research.task_metrics import (
@@ -35,9 +35,6 @@ from research.task_metrics import (
     task_score,
     task_scores,
 )
-
-WAYS_ON = ("rank", "like")
-"""The tasks on which all ways are compared."""
 
 
 @dataclass
