@@ -1,13 +1,10 @@
 """Ways to adapt a language model to recommendation, on one small model: the lesson of notebook 09.
 
-Prompting (with examples in the prompt or without), prompt tuning (Lester et al. 2021), fine-tuning
-with the loss of one task (whole, or by LoRA, Hu et al. 2021) and instruction tuning on several
-tasks at once (P5, Geng et al. 2022; POD, Li et al. 2023). The model is any causal LM that
-``LLAMAREC_BASE_MODEL`` names, or a small one of the Llama architecture, *pretrained here* on
-documents made of the training histories: unlike the small model of
-:mod:`research.verbalizer_torch` it has read which movie follows which before anybody asks it.
-
-``python tools/experiments/09_adapting.py`` does all of it and saves the tables and the weights.
+Prompting, prompt tuning (Lester et al. 2021), fine-tuning with the loss of one task (whole, or by
+LoRA, Hu et al. 2021) and instruction tuning on several tasks at once (P5, Geng et al. 2022; POD, Li
+et al. 2023). The small model is *pretrained here* on documents made of the training histories:
+unlike that of :mod:`research.verbalizer_torch` it has read which movie follows which before anybody
+asks it. ``python tools/experiments/09_adapting.py`` does all of it and saves the tables.
 """
 
 from __future__ import annotations
@@ -240,10 +237,9 @@ def load_base(course: Course, path: Path) -> Model:
 
 @dataclass(frozen=True)
 class Tuning(Training):
-    """Settings of :func:`train`.
+    """Settings of :func:`train`: ``among`` as in :meth:`Model.loss`, ``dropout`` while training.
 
-    ``among`` as in :meth:`Model.loss`, ``dropout`` the share of :func:`dropped_out`. ``per_epoch``
-    questions are drawn for an epoch (default: all).
+    ``per_epoch`` questions are drawn for an epoch (default: all).
     """
 
     batch: int = 32
@@ -386,12 +382,10 @@ def encoder(model: Model, *, seed: int = 0) -> Any:
 
     torch.manual_seed(seed)
     like = inner(model.model).config
+    sizes = ("vocab_size", "hidden_size", "intermediate_size")
+    sizes += ("num_hidden_layers", "num_attention_heads")
     config = BertConfig(
-        vocab_size=like.vocab_size,
-        hidden_size=like.hidden_size,
-        intermediate_size=like.intermediate_size,
-        num_hidden_layers=like.num_hidden_layers,
-        num_attention_heads=like.num_attention_heads,
+        **{name: getattr(like, name) for name in sizes},
         max_position_embeddings=256,
         initializer_range=0.05,
         hidden_dropout_prob=0.2,

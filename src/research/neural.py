@@ -187,25 +187,19 @@ def load(path: Path, items: np.ndarray, model: str | None = None) -> Network:
         ModelError: the file is missing or damaged, or belongs to another catalogue or model.
     """
     facts = metadata_of(path)
-    try:
-        config = Config(**json.loads(facts["config"]))
-        if model not in (None, config.model):
-            raise ModelError(
-                f"{path.name} holds a {config.model} model, not {model}; name another file."
-            )
-        if facts["catalogue"] != fingerprint(items):
-            raise ModelError(
-                f"{path.name} was trained on another catalogue ({facts.get('catalogue_size')} "
-                f"movies; here there are {len(items)}); train the model again on these data."
-            )
-        with torch.random.fork_rng():  # the first weights are drawn, then overwritten
-            network = Network(config, items)
-        network.load_state_dict(read_weights(path)[0])
-    except (TypeError, RuntimeError) as error:
+    config = Config(**json.loads(facts["config"]))
+    if model not in (None, config.model):
         raise ModelError(
-            f"{path.name} has settings or weights that this version does not know "
-            f"({type(error).__name__}); train the model again."
-        ) from None
+            f"{path.name} holds a {config.model} model, not {model}; name another file."
+        )
+    if facts["catalogue"] != fingerprint(items):
+        raise ModelError(
+            f"{path.name} was trained on another catalogue ({facts.get('catalogue_size')} movies; "
+            f"here there are {len(items)}); train the model again on these data."
+        )
+    with torch.random.fork_rng():  # the first weights are drawn, then overwritten
+        network = Network(config, items)
+    network.load_state_dict(read_weights(path)[0])
     return network.eval()
 
 
@@ -246,9 +240,9 @@ def train(
     ``validation`` holds ``userId, movieId``, one row per user: the item after the user's last in
     ``seen``. After each epoch the state goes to ``path`` with the suffix ``.state``; called again
     after an interruption, training goes on there and ends with the same weights. A finished
-    training of the same settings and data is loaded, not repeated. The same numbers come out on
-    the same machine with the same number of threads. ``start``, of shape (n_items, dim), are item
-    embeddings to begin with in place of random ones; see :func:`start_from`.
+    training of the same settings and data is loaded, not repeated. The number of threads decides
+    the last bits. ``start``, of shape (n_items, dim), are item embeddings to begin with
+    (:func:`start_from`).
 
     Raises:
         ModelError: ``path`` belongs to another training, ``start`` has another shape, no history

@@ -28,13 +28,12 @@ MODELS = ("lrurec", "sasrec", "narm", "bert4rec")
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a trained model, apart from the data.
+    """Everything that decides a trained model, apart from the data; :meth:`of` builds it.
 
     ``length`` is the longest history read, in items; ``heads`` is for the two Transformers and
     ``mask_share`` for BERT4Rec. What is judged and kept is a running mean of the weights, to which
     a step adds 1 - ``average`` (Polyak and Juditsky 1992; 0 keeps the last weights alone). Training
-    stops when validation Recall@10 has not risen for ``patience`` epochs. Build it with :meth:`of`
-    to get the values chosen for each model.
+    stops when validation Recall@10 has not risen for ``patience`` epochs.
     """
 
     model: str = "lrurec"
@@ -80,10 +79,9 @@ CHOSEN: dict[str, dict[str, Any]] = {
 
 
 def sequential_scan(decay: Tensor, x: Tensor) -> Tensor:
-    """Return h with h_t = decay * h_(t-1) + x_t, one position after the other.
+    """Return h with h_t = decay * h_(t-1) + x_t, one position after the other: the definition.
 
-    The definition, for tests and the benchmark. ``decay`` has shape (width,), ``x`` and the result
-    (batch, length, width); all complex.
+    ``decay`` has shape (width,), ``x`` and the result (batch, length, width); all complex.
     """
     state, states = torch.zeros_like(x[:, 0]), []
     for now in x.unbind(1):
@@ -93,11 +91,9 @@ def sequential_scan(decay: Tensor, x: Tensor) -> Tensor:
 
 
 def _scan_in_place(decay: Tensor, h: Tensor) -> Tensor:
-    """Turn ``h`` from inputs into states in log2(length) steps (Sklansky 1960).
-
-    After a step, blocks of ``2 * half`` positions are solved by themselves: the second half of a
-    block adds the last state of the first half, decayed by as many powers as it lies ahead.
-    """
+    """Turn ``h`` from inputs into states in log2(length) steps (Sklansky 1960)."""
+    # After a step, blocks of 2 * half positions are solved by themselves: the second half of a
+    # block adds the last state of the first half, decayed by as many powers as it lies ahead.
     length, powers = h.shape[1], decay[None]  # powers: decay ** (1 .. half)
     half = 1
     while half < length:
@@ -266,9 +262,9 @@ class RecurrentBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """A Transformer block, causal for SASRec and looking both ways for BERT4Rec.
 
-    Normalised before each part, as in SASRec (Kang and McAuley 2018, section 3.3). Unlike the
-    originals it drops nothing from the attention weights; BERT4Rec's own blocks also normalise
-    after each part, and it projects once more before the scores (Sun et al. 2019, 3.3 to 3.5).
+    Normalised before each part (Kang and McAuley 2018, section 3.3). Unlike the originals it drops
+    no attention weights; BERT4Rec's own blocks normalise after each part, and it projects once more
+    before the scores (Sun et al. 2019, 3.3 to 3.5).
     """
 
     def __init__(self, config: Config) -> None:
@@ -405,8 +401,7 @@ SOFTMAX_ROWS = 256
 class _SoftmaxLoss(torch.autograd.Function):
     """Mean cross-entropy over all items, in blocks of rows small enough for the cache.
 
-    The gradient is computed on the way forward, while a block's probabilities are at hand; the
-    (n, n_items) matrix never exists as a whole.
+    The gradient is found on the way forward; the (n, n_items) matrix never exists as a whole.
     """
 
     @staticmethod

@@ -2,13 +2,7 @@
 
 The model that ``LLAMAREC_BASE_MODEL`` names, tuned with LoRA as LlamaRec does (Yue et al. 2023,
 arXiv 2311.02089), or a small one of the Llama architecture, not pretrained on text, which shows the
-mechanism. In the recorded run its title vectors start from counts of what was watched nearby
-which leave out the steps that it is trained on; all else starts at
-random and sees only the prompts. Eight minutes on one CPU thread teach it to answer with a letter
-(its loss falls to that of guessing among 20, ln 20 = 3.0), but not which: its order of the test
-users' candidates is no better than a random one.
-
-``python tools/experiments/07_verbalizer.py`` trains it and saves ``07_verbalizer.csv``.
+mechanism. ``python tools/experiments/07_verbalizer.py`` trains it and records what it learned.
 """
 
 from __future__ import annotations
@@ -219,13 +213,10 @@ def prompts_for(
 ) -> dict[int, tuple[list[int], LetterQuestion]]:
     """Return for each user the movieIds in the order shown, and the prompt.
 
-    Args:
-        lists: the retriever's candidates (``userId, rank, movieId``), from ``seen`` alone.
-        seen: what each user watched before; the last 20 titles are the history.
-        titles: see :func:`title_map`.
-        targets: what came next (``userId, movieId``); users whose target is no candidate are left
-            out. ``None`` where it is unknown.
-        seed: candidates are shuffled, so that no place says what the retriever thinks.
+    ``lists`` are the retriever's candidates (``userId, rank, movieId``) from ``seen``, whose last
+    20 titles are the history. ``targets`` is what came next (``userId, movieId``), where it is
+    known; users whose target is no candidate are left out. Candidates are shuffled by ``seed``, so
+    that no place says what the retriever thinks.
 
     Raises:
         ValueError: a candidate or an item of the history has no title.
@@ -336,12 +327,11 @@ def efficiency(
 ) -> pd.DataFrame:
     """Time one forward pass beside generating the ranked list, both for one user.
 
-    The same model and the same prompt; titles are random tokens, so that they have exactly the
-    length asked for. The list holds every candidate's title and a line break, generated greedily,
-    token by token with cached keys and values. Lengths, passes and lists take turns for ``repeats``
-    rounds (a pass before and after each list), and medians count. On a CPU with one thread the
-    clock is the processor time of this process, which other programs do not lengthen by taking
-    turns on the core; else it is the time that passes.
+    The same model and the same prompt; titles are random tokens of the length asked for. The list
+    holds every candidate's title and a line break, generated greedily with cached keys and values.
+    Lengths, passes and lists take turns for ``repeats`` rounds (a pass before and after each list),
+    and medians count. On a CPU with one thread the clock is the processor time of this process,
+    which other programs do not lengthen; else it is the time that passes.
 
     Returns:
         One row per length: ``title_tokens, prompt_tokens, output_tokens, one_pass_s, list_s``,
