@@ -185,7 +185,7 @@ def pretrain(model: Model, course: Course, epochs: int, *, seed: int = 0) -> lis
     def losses(epoch: int) -> Iterator[Tensor]:
         rows = model.tokenizer(documents(course, seed + epoch))["input_ids"]
         # Rows of like length share a batch; batches come in random order.
-        order = np.lexsort((random.random(len(rows)), [len(row) for row in rows]))
+        order = np.lexsort((random.random(len(rows)), np.array([len(row) for row in rows])))
         parts = [order[i : i + how.batch] for i in range(0, len(order), how.batch)]
         for i in random.permutation(len(parts)):
             ids, mask = padded([rows[j] for j in parts[i]])

@@ -71,7 +71,7 @@ class LanguageModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(place)
             with memory_explained(ADVICE):
-                model = AutoModelForCausalLM.from_pretrained(place, **options)
+                model: Any = AutoModelForCausalLM.from_pretrained(place, **options)
                 if torch.cuda.is_available() and "quantization_config" not in options:
                     model = model.to("cuda")
         except ModelError:

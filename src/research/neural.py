@@ -150,8 +150,9 @@ def ranks_on_test(network: Network, protocol: Protocol) -> pd.DataFrame:
 def metrics_of(ranks: pd.DataFrame) -> pd.DataFrame:
     """Return the means over users as ``metric, value, users``."""
     lists = ranks.assign(movieId=0)  # the one relevant item, wherever it stands
-    table = metrics.score_table(lists, lists, (5, 10, 20)).mean()
-    return pd.DataFrame({"metric": table.index, "value": table.to_numpy(), "users": len(ranks)})
+    table = metrics.score_table(lists, lists, (5, 10, 20))
+    means = [float(table[name].mean()) for name in table]
+    return pd.DataFrame({"metric": list(table), "value": means, "users": len(ranks)})
 
 
 # --- checkpoints --------------------------------------------------------------------------------
@@ -281,16 +282,17 @@ def train(
             fused=True,
         )
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        judged: Any = average.module
         live = {"network": network, "average": average, "optimizer": optimizer}
         history = _resume(state_path, live, config, training)
         with tqdm(desc=config.model, unit="epoch", initial=len(history)) as bar:
             while not _over(history, config):
                 loss = one_epoch(network, optimizer, parts, len(history), average)
-                scores = score_matrix(average.module, seen)
+                scores = score_matrix(judged, seen)
                 ranks = sequential.target_ranks(scores, seen, validation)
                 history.append(float((ranks <= 10).mean()))
                 if history[-1] > max(history[:-1], default=-1.0):
-                    save(average.module, path, **facts, history=json.dumps(history))
+                    save(judged, path, **facts, history=json.dumps(history))
                 _save_state(state_path, live, config, training, history)
                 _give_back_memory()
                 bar.update()

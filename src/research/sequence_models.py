@@ -112,15 +112,15 @@ class _Scan(torch.autograd.Function):
     """The scan with its own gradient, which is the same scan run backwards."""
 
     @staticmethod
-    def forward(context, decay: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: Any, decay: Tensor, x: Tensor) -> Tensor:
         states = _scan_in_place(decay, x.clone(memory_format=torch.contiguous_format))
-        context.save_for_backward(decay, states)
+        ctx.save_for_backward(decay, states)
         return states
 
     @staticmethod
-    def backward(context, grad: Tensor) -> tuple[Tensor, Tensor]:
-        decay, states = context.saved_tensors
-        grad_x = _scan_in_place(decay.conj().resolve_conj(), grad.flip(1)).flip(1)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        decay, states = ctx.saved_tensors
+        grad_x = _scan_in_place(decay.conj().resolve_conj(), grads[0].flip(1)).flip(1)
         grad_decay = (grad_x[:, 1:] * states[:, :-1].conj()).sum((0, 1))
         return grad_decay, grad_x
 
@@ -337,8 +337,11 @@ class Network(nn.Module):
 
     A batch is an integer array of shape (n_sequences, padded length): 0 is padding, on either side,
     and 1 to n_items are the items of ``items`` in order; BERT4Rec also knows n_items + 1, the mask.
-    Item embeddings are tied: the same matrix reads and scores, with one bias per item.
+    Item embeddings are tied: the same matrix reads and scores, with one bias per item. ``trained``
+    says which items had a training interaction.
     """
+
+    trained: Tensor
 
     def __init__(self, config: Config, items: np.ndarray) -> None:
         """Set up the network for the catalogue ``items``, sorted ids of shape (n_items,)."""
@@ -391,8 +394,8 @@ def _initialise(module: nn.Module) -> None:
     """Draw weights as the authors of LRURec do: normal with deviation 0.02, cut at two of them."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 SOFTMAX_ROWS = 256
@@ -405,7 +408,7 @@ class _SoftmaxLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context, states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         n, total = len(states), states.new_zeros(())
         grads = torch.empty_like(states), torch.zeros_like(vectors), torch.zeros_like(bias)
         for start in range(0, n, SOFTMAX_ROWS):
@@ -420,12 +423,12 @@ class _SoftmaxLoss(torch.autograd.Function):
             torch.mm(scores, vectors, out=grads[0][rows])
             grads[1].addmm_(scores.T, block)
             grads[2].add_(scores.sum(0))
-        context.save_for_backward(*grads)
+        ctx.save_for_backward(*grads)
         return total / n
 
     @staticmethod
-    def backward(context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * part for part in context.saved_tensors), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(grads[0] * part for part in ctx.saved_tensors), None
 
 
 def softmax_loss(states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor) -> Tensor:

@@ -226,8 +226,8 @@ def prompts_for(
     )
     last = {user: seen.items[seen.column[seen.row == i]][-verbalizer.MAX_HISTORY :]
             for i, user in enumerate(seen.users)}  # fmt: skip
-    requests = {}
-    for user, movie_ids in lists.groupby("userId")["movieId"]:
+    requests, groups = {}, lists.groupby("userId")["movieId"].agg(list)
+    for user, movie_ids in zip(groups.index.tolist(), groups, strict=True):
         shown, target = [int(item) for item in movie_ids], wanted.get(user)
         if targets is not None and target not in shown:
             continue
@@ -311,7 +311,8 @@ def orders(table: pd.DataFrame) -> dict[int, list[int]]:
     Ties go to the lower movieId.
     """
     best = table.sort_values(["userId", "probability", "movieId"], ascending=[True, False, True])
-    return {int(user): ids.tolist() for user, ids in best.groupby("userId")["movieId"]}
+    groups = best.groupby("userId")["movieId"].agg(list)
+    return dict(zip(groups.index.tolist(), groups, strict=True))
 
 
 # --- the cost of generating -----------------------------------------------------------------------
@@ -367,7 +368,7 @@ def efficiency(
                 one_pass = (before + after) / 2
                 rounds.append((length, ids.shape[1], output, one_pass, whole, whole / one_pass))
     names = ["title_tokens", "prompt_tokens", "output_tokens", "one_pass_s", "list_s", "ratio"]
-    by_length = pd.DataFrame(rounds, columns=names).groupby(names[:3])
+    by_length = pd.DataFrame(rounds, columns=pd.Index(names)).groupby(names[:3])
     table = by_length.median().reset_index()
     table["ratio"] = table["list_s"] / table["one_pass_s"]
     ratios = by_length["ratio"]

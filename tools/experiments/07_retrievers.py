@@ -1,4 +1,4 @@
-"""python tools/experiments/07_retrievers.py --model lrurec --seed 0: one row set of 07_llamarec.csv.
+"""python tools/experiments/07_retrievers.py --model lrurec --seed 0 fills 07_llamarec.csv.
 
 Trains one of the four sequence models, tests it, and puts its rows into ``07_llamarec.csv`` and
 ``07_llamarec_ranks.csv`` in place of older ones. Run again after an interruption it goes on after

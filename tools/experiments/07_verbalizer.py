@@ -28,15 +28,13 @@ from research.sequential import Interactions, Transitions
 from research.training import Training
 
 
-def start_from_counts(ranker: Verbalizer, seen: Interactions, titles: Mapping[int, str]) -> None:
+def start_from_counts(ranker: vt.Verbalizer, seen: Interactions, titles: Mapping[int, str]) -> None:
     """Set the small model's title vectors from who-watched-what-nearby counts of ``seen``.
 
     Singular vectors of the positive pointwise mutual information, which is what word2vec factorises
     (Levy and Goldberg 2014). It stands in for what a pretrained LLM brings along, and must know
     nothing of the items that the prompts ask for.
     """
-    from scipy.sparse.linalg import svds
-
     weights = ranker.model.get_input_embeddings().weight
     size = min(weights.shape[1], len(seen.items) - 1)
     how = Transitions(window=10, gap_decay=0.9, backward=1.0, popularity=0.0)
@@ -83,7 +81,7 @@ def compare_orders(
             at = metrics.bootstrap_interval(values)
             rows.append(("transitions", which, metric, at.mean, at.low, at.high, at.users))
     names = ["retriever", "ranker", "metric", "value", "low", "high", "users"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=pd.Index(names))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

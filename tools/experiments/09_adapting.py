@@ -130,7 +130,7 @@ def trivial_tasks(course: Course) -> dict[str, dict[str, Score]]:
     counts = sequential.unseen(sequential.transitions(seen, RETRIEVER), seen)
     popular = sequential.unseen(sequential.popularity(seen).astype(float), seen)
     popularity = dict(zip(seen.items.tolist(), seen.counts, strict=True))
-    by_count = lists.assign(score=-lists["movieId"].map(popularity))
+    by_count = lists.assign(score=-lists["movieId"].map(pd.Series(popularity)))
     by_count = by_count.sort_values(["userId", "score", "movieId"])
     by_count["rank"] = by_count.groupby("userId").cumcount() + 1
     mean = known["rating"].mean()
@@ -187,7 +187,7 @@ def measure_tasks(record: Record, base: Model, seed: int = 0) -> pd.DataFrame:
                            lambda _, q: ask(q), seconds=seconds, epoch=3,
                            questions=read)  # fmt: skip
     names = ["tuned_on", "prompt", "task", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=pd.Index(names))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

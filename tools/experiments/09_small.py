@@ -32,6 +32,7 @@ ENCODER_EPOCHS = 6
 """Passes of the encoder over the documents: it shows what an encoder can do, not how well."""
 
 Row = tuple[str, str, str, float, float, float]
+COLUMNS = pd.Index(["part", "name", "measure", "value", "low", "high"])
 
 # --- P5 -------------------------------------------------------------------------------------------
 
@@ -258,7 +259,7 @@ def measure_families(course: Course, base: Model, seed: int = 0) -> Iterator[Row
     prompts = [ask(question) for question in course.test["like"].values()]
     how = Training(1e-3, 3, 32, warm_up=0, second_beta=0.999, clip=NO_CLIP, seed=seed)
     yes = like_head(bert, tokenizer, examples, prompts, how)
-    liked = [float(question.truth) >= LIKED for question in course.test["like"].values()]
+    liked = [float(question.truth or "nan") >= LIKED for question in course.test["like"].values()]
     tuned = adapting.tune_on_instructions(course, base, ("like",), ask, seed)
     noise = np.random.default_rng(seed).normal(size=(len(course.catalogue), 8))
     vectors = {
@@ -292,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         *measure_families(course, base, seed),
         *measure_p5(course, seed),
     ]
-    table = pd.DataFrame(rows, columns=["part", "name", "measure", "value", "low", "high"])
+    table = pd.DataFrame(rows, columns=COLUMNS)
     print(table.round(3).to_string(index=False))
     data.save_result(table, "09_small", dataset, settings)
 
