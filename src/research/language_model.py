@@ -85,11 +85,6 @@ class LanguageModel:
             ) from error
         return cls(model, tokenizer, name)
 
-    def save(self, folder: Path) -> None:
-        """Write model and tokenizer; ``LLAMAREC_BASE_MODEL`` can name the folder afterwards."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
     @property
     def device(self) -> torch.device:
         """Where the model is."""
@@ -187,6 +182,19 @@ class LanguageModel:
             )
         return after[-1]
 
+    def fitting(self, ids: list[int]) -> list[int]:
+        """Return the tokens of a prompt as they are.
+
+        Raises:
+            ModelError: they are more than the model reads.
+        """
+        if len(ids) > self.limit:
+            raise ModelError(
+                f"A prompt has {len(ids)} tokens and {self.name} reads {self.limit}: ask with a "
+                "shorter history or fewer examples, or choose a base model with a longer context."
+            )
+        return ids
+
     def logits_of(self, rows: Sequence[list[int]]) -> Tensor:
         """Return the logits of the token after each row of tokens, shape (batch, vocabulary).
 
@@ -196,13 +204,8 @@ class LanguageModel:
         Raises:
             ModelError: a row is longer than the model can read, or memory runs out.
         """
-        lengths = torch.tensor([len(row) for row in rows])
+        lengths = torch.tensor([len(self.fitting(row)) for row in rows])
         width = int(lengths.max())
-        if width > self.limit:
-            raise ModelError(
-                f"A prompt has {width} tokens and {self.name} reads {self.limit}: ask with a "
-                "shorter history or fewer examples, or choose a base model with a longer context."
-            )
         ids, mask = padded(rows)
         kept = width - int(lengths.min()) + 1
         with memory_explained(ADVICE):

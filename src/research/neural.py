@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from helpers import data, metrics
+from helpers import data
 from research import sequential
 from research.protocol import Protocol
 from research.sequence_models import Config, Network, softmax_loss
@@ -30,14 +30,11 @@ from research.sequential import Interactions
 from research.training import (
     ModelError,
     fingerprint,
-    memory_explained,
     padded,
     read_weights,
     run_epoch,
     save_weights,
 )
-
-ADVICE = "take a smaller batch or length, close what else uses it, or set device='cpu'"
 
 # --- batches ------------------------------------------------------------------------------------
 
@@ -108,7 +105,7 @@ def next_scores(network: Network, rows: Sequence[np.ndarray], batch: int = 64) -
     order = np.argsort([len(row) for row in rows], kind="stable")  # like lengths: less padding
     mode = network.training
     network.eval()
-    with torch.inference_mode(), memory_explained(ADVICE):
+    with torch.inference_mode():
         for start in range(0, len(rows), batch):
             chosen = order[start : start + batch]
             ids, _ = padded([rows[i] for i in chosen])
@@ -145,14 +142,6 @@ def ranks_on_test(network: Network, protocol: Protocol) -> pd.DataFrame:
     scores = score_matrix(network, protocol.known)
     ranks = sequential.target_ranks(scores, protocol.known, protocol.parts.test)
     return pd.DataFrame({"userId": protocol.parts.test["userId"], "rank": ranks.astype(int)})
-
-
-def metrics_of(ranks: pd.DataFrame) -> pd.DataFrame:
-    """Return the means over users as ``metric, value, users``."""
-    lists = ranks.assign(movieId=0)  # the one relevant item, wherever it stands
-    table = metrics.score_table(lists, lists, (5, 10, 20))
-    means = [float(table[name].mean()) for name in table]
-    return pd.DataFrame({"metric": list(table), "value": means, "users": len(ranks)})
 
 
 # --- checkpoints --------------------------------------------------------------------------------
@@ -212,8 +201,7 @@ class Trained:
     """A trained network, and validation Recall@10 after each epoch."""
 
     network: Network
-    path: Path
-    history: list[float] = field(default_factory=list)
+    history: list[float]
 
     @property
     def best(self) -> float:
@@ -246,17 +234,11 @@ def train(
     (:func:`start_from`).
 
     Raises:
-        ModelError: ``path`` belongs to another training, ``start`` has another shape, no history
-            has two items, or the device's memory is full.
+        ModelError: ``path`` belongs to another training, or no history has two items.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     training = fingerprint(seen.items, seen.users, seen.row, seen.column)
     if start is not None:
-        if np.shape(start) != (len(seen.items), config.dim):
-            raise ModelError(
-                f"start has shape {np.shape(start)}; it needs one row per item of the catalogue "
-                f"and {config.dim} columns, ({len(seen.items)}, {config.dim})."
-            )
         training += " from " + fingerprint(np.rint(start * 1e4))
     facts = {"command": command, "training": training}
     state_path = path.with_suffix(".state")
@@ -264,11 +246,11 @@ def train(
         kept = metadata_of(path)
         _check_same(path, kept, config, training)
         if "finished" in kept:  # else it was killed in its first epoch
-            return Trained(load(path, seen.items), path, json.loads(kept["history"]))
+            return Trained(load(path, seen.items), json.loads(kept["history"]))
     parts = [part for row in histories(seen) for part in windows(row, config.length)]
     if not parts:
         raise ModelError("No history has two items, so there is nothing to learn from.")
-    with torch.random.fork_rng(), memory_explained(ADVICE):
+    with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         network = Network(config, seen.items)
         network.trained[:] = torch.from_numpy(seen.counts > 0)
@@ -287,7 +269,10 @@ def train(
         history = _resume(state_path, live, config, training)
         with tqdm(desc=config.model, unit="epoch", initial=len(history)) as bar:
             while not _over(history, config):
-                loss = one_epoch(network, optimizer, parts, len(history), average)
+                losses = epoch_losses(network, parts, len(history))
+                loss = run_epoch(
+                    network, optimizer, losses, 5.0, lambda: average.update_parameters(network)
+                )
                 scores = score_matrix(judged, seen)
                 ranks = sequential.target_ranks(scores, seen, validation)
                 history.append(float((ranks <= 10).mean()))
@@ -300,24 +285,14 @@ def train(
     best = load(path, seen.items)
     save(best, path, **facts, history=json.dumps(history), finished="yes")
     state_path.unlink()
-    return Trained(best, path, history)
+    return Trained(best, history)
 
 
-def one_epoch(
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    parts: Sequence[np.ndarray],
-    epoch: int,
-    average: AveragedModel,
-) -> float:
-    """Train on every part once and return the mean loss of a batch."""
-    config = network.config
-    torch.manual_seed(config.seed * 100_003 + epoch + 1)  # an epoch does not depend on the last
-    losses = (
-        loss_of(network, inputs, targets)
-        for inputs, targets in batches(parts, config, network.mask_id, epoch)
-    )
-    return run_epoch(network, optimizer, losses, 5.0, lambda: average.update_parameters(network))
+def epoch_losses(network: Network, parts: Sequence[np.ndarray], epoch: int) -> Iterator[Tensor]:
+    """Yield the loss of each batch of an epoch, which does not depend on the epochs before."""
+    torch.manual_seed(network.config.seed * 100_003 + epoch + 1)
+    for inputs, targets in batches(parts, network.config, network.mask_id, epoch):
+        yield loss_of(network, inputs, targets)
 
 
 def _over(history: Sequence[float], config: Config) -> bool:

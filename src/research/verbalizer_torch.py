@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,22 +63,12 @@ class Verbalizer(LanguageModel):
         self.letter_ids = self.answer_ids(tuple(ranking.letters(letters)))
 
     def encode(self, question: LetterQuestion) -> list[int]:
-        """Return the tokens of a prompt; where they are too many, the oldest titles are left out.
+        """Return the tokens of a prompt.
 
         Raises:
-            ModelError: the candidates alone are too long for the model.
+            ModelError: they are more than the model reads.
         """
-        history = question.history[-verbalizer.MAX_HISTORY :]
-        while True:
-            ids = self.tokenizer(replace(question, history=history).text())["input_ids"]
-            if len(ids) <= self.limit:
-                return ids
-            if len(history) == 1:
-                raise ModelError(
-                    f"The prompt has {len(ids)} tokens and {self.name} reads {self.limit}: show "
-                    "fewer candidates or choose a model with a longer context."
-                )
-            history = history[1:]
+        return self.fitting(self.tokenizer(question.text())["input_ids"])
 
     def next_token(self, batch: Sequence[LetterQuestion]) -> Tensor:
         """Return the logits of the token after each prompt, shape (batch, vocabulary).
@@ -338,9 +328,6 @@ def efficiency(
         One row per length: ``title_tokens, prompt_tokens, output_tokens, one_pass_s, list_s``,
         ``ratio``, list over pass, and ``ratio_low`` and ``ratio_high``, the smallest and largest
         ratio of a round.
-
-    Raises:
-        ModelError: prompt and list together are too long for the model, or memory runs out.
     """
     random = torch.Generator().manual_seed(0)
     frame = len(ranker.encode(LetterQuestion(("",), ("",)))) + 3 * candidates + history
@@ -348,11 +335,6 @@ def efficiency(
     texts = {}
     for length in title_lengths:
         width, output = frame + length * (candidates + history), candidates * (length + 1)
-        if width + output > ranker.limit:
-            raise ModelError(
-                f"Titles of {length} tokens need {width + output} tokens in all and {ranker.name} "
-                f"holds {ranker.limit}: leave the longer titles out."
-            )
         texts[length] = torch.randint(size, (1, width), generator=random).to(ranker.device), output
     ranker.model.eval()
     alone = ranker.device.type == "cpu" and torch.get_num_threads() == 1

@@ -13,7 +13,7 @@ from research import adapting as ad
 from research import questions as qs
 from research import task_metrics as tm
 from research.language_model import dropped_out, inner
-from research.training import ModelError, read_weights
+from research.training import ModelError, read_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -291,23 +291,16 @@ def test_saved_weights_come_back_and_another_catalogue_is_refused(course, tmp_pa
         ad.load_base(other, path)
 
 
-def test_weights_with_a_tensor_too_few_or_too_many_are_refused(course, tmp_path):
-    from safetensors.torch import save_file
-
-    model, path = ad.small(course, seed=3), tmp_path / "base.safetensors"
-    every = {name: p.detach().contiguous() for name, p in model.model.named_parameters()}
-    ad.save_base(model, path, "a test")
-    _, facts = read_weights(path)
-    lost = "model.layers.1.self_attn.q_proj.weight"
-    for changed in (
-        {name: p for name, p in every.items() if name != lost},
-        {**every, "model.layers.2.extra": torch.zeros(2)},
-    ):
-        save_file(changed, path, facts)
-        with pytest.raises(ModelError, match="not this model's weights"):
-            ad.load_base(course, path)
-    save_file(every, path, facts)
-    assert torch.equal(dict(ad.load_base(course, path).model.named_parameters())[lost], every[lost])
+@pytest.mark.parametrize("change", [{"model.layers.2.extra": torch.zeros(2)}, {}])
+def test_weights_with_a_tensor_too_few_or_too_many_are_refused(course, tmp_path, change):
+    path = tmp_path / "base.safetensors"
+    ad.save_base(ad.small(course, seed=3), path, "a test")
+    weights, facts = read_weights(path)
+    if not change:
+        del weights["model.layers.1.self_attn.q_proj.weight"]
+    save_weights(weights | change, path, facts)
+    with pytest.raises(RuntimeError, match=r"layers\.[12]"):
+        ad.load_base(course, path)
 
 
 def test_a_model_that_is_not_built_like_llama_is_refused():
@@ -333,7 +326,8 @@ def test_a_prompt_longer_than_the_context_is_refused(course, base):
 
 
 def test_a_named_model_is_loaded_and_answers_by_letter(course, base, tmp_path):
-    base.save(tmp_path)
+    base.model.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
     settings = Settings(root=tmp_path, llamarec_base_model=str(tmp_path))
     named = ad.Model.load(settings)
     prompts = [qs.instruction(question, letters=True) for question in course.train["rank"][:4]]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from helpers import data
+from helpers import data, metrics
 from helpers.faults import command
 from helpers.settings import Settings
 from research import neural
@@ -24,12 +24,19 @@ from research.sequence_models import MODELS, Config
 from research.training import ModelError
 
 
+def metrics_of(ranks: pd.DataFrame) -> pd.DataFrame:
+    """Return the means over users as ``metric, value, users``."""
+    lists = ranks.assign(movieId=0)  # the one relevant item, wherever it stands
+    means = metrics.score_table(lists, lists, (5, 10, 20)).mean()
+    return pd.DataFrame({"metric": means.index, "value": means.to_numpy(), "users": len(ranks)})
+
+
 def record(
     done: neural.Trained, protocol: Protocol, dataset: data.Dataset, settings: Settings
 ) -> pd.DataFrame:
     """Test a network, put its rows into both tables, and return its means."""
     config, ranks = done.network.config, neural.ranks_on_test(done.network, protocol)
-    means = neural.metrics_of(ranks)
+    means = metrics_of(ranks)
     chosen = {"Validation Recall@10": done.best, "Epochs to the best": float(done.best_epoch)}
     validation = pd.DataFrame({"metric": list(chosen), "value": list(chosen.values())})
     validation["users"] = len(protocol.parts.validation)
