@@ -22,22 +22,10 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from helpers import data, prompts, ranking
 from helpers.settings import Settings
+from research import questions
 from research.language_model import LanguageModel, dropped_out, inner, small_llama
 from research.protocol import CANDIDATES
-from research.questions import (
-    LETTERS,
-    RATED,
-    STARS,
-    WATCHED,
-    WORDS,
-    Course,
-    Form,
-    Prompt,
-    Question,
-    bare,
-    instruction,
-    wrap,
-)
+from research.questions import Course, Form, Prompt, Question
 from research.training import (
     NO_CLIP,
     ModelError,
@@ -119,11 +107,12 @@ def tokenizer_of(course: Course) -> Any:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    text = " ".join([*WORDS.values(), LETTERS, WATCHED, RATED, "Movie : yes no and ."])
+    sentences = [questions.LETTERS, questions.WATCHED, questions.RATED, "Movie : yes no and ."]
+    text = " ".join([*questions.WORDS.values(), *sentences])
     genres = sorted({genre for names in course.genres.values() for genre in names})
     letters = ranking.letters(CANDIDATES)
-    words = [*text.split(), *STARS, *letters, *(f"({letter})" for letter in letters), *genres]
-    words += [f"{decade}s" for decade in range(1880, 2040, 10)]
+    words = [*text.split(), *questions.STARS, *letters, *(f"({letter})" for letter in letters)]
+    words += [*genres, *(f"{decade}s" for decade in range(1880, 2040, 10))]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(["<pad>", "<unk>", *words]))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -158,21 +147,21 @@ def documents(course: Course, seed: int, window: int = 64) -> list[str]:
     random = np.random.default_rng(seed)
     texts = []
     for _, rows in course.early.groupby("userId", sort=True):
-        names = [wrap(course.titles[int(item)]) for item in rows["movieId"]]
+        names = [questions.wrap(course.titles[int(item)]) for item in rows["movieId"]]
         stars = [f"{max(rating, 0.5):.1f}" for rating in rows["rating"]]
         for start in range(-int(random.integers(window)), len(names), window):
             part = slice(max(start, 0), start + window)
             if len(names[part]) < 2:
                 continue
             if random.random() < 0.5:
-                texts.append(" ".join([WATCHED, *names[part]]))
+                texts.append(" ".join([questions.WATCHED, *names[part]]))
             else:
                 pairs = (f"{a} {b}" for a, b in zip(names[part], stars[part], strict=True))
-                texts.append(" ".join([RATED, *pairs]))
+                texts.append(" ".join([questions.RATED, *pairs]))
     for item, title in course.titles.items():
         year = prompts.year_of(title.split(" [")[0])
         decade = [f"{year // 10 * 10}s"] if year else []
-        texts.append(" ".join(["Movie :", wrap(title), *decade, *course.genres[item]]))
+        texts.append(" ".join(["Movie :", questions.wrap(title), *decade, *course.genres[item]]))
     return texts
 
 
@@ -351,15 +340,15 @@ def distil(
 ) -> Model:
     """Return the teacher with ``tokens`` vectors in place of one task's instruction.
 
-    The vectors learn to give, before the :func:`bare` prompt, the distribution over the answers
+    Before the :func:`research.questions.bare` prompt the vectors learn to give the distribution
     that the teacher gives to the instruction (Kullback-Leibler divergence); the teacher is frozen.
     POD tunes the whole model beside the vectors, with the words still there.
     """
     student = teacher.with_soft_prompt(tokens, seed)
     how = Training(rate, epochs, 32, 0.0, warm_up=0, second_beta=0.999, clip=NO_CLIP)
     random = np.random.default_rng(seed)
-    goals = teacher.scores([instruction(question, titles) for question in examples])
-    short = [bare(question, titles) for question in examples]
+    goals = teacher.scores([questions.instruction(question, titles) for question in examples])
+    short = [questions.bare(question, titles) for question in examples]
 
     def losses(_epoch: int) -> Iterator[Tensor]:
         order = random.permutation(len(examples))

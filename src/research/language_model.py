@@ -70,12 +70,9 @@ class LanguageModel:
                 )
         try:
             tokenizer = AutoTokenizer.from_pretrained(place)
-            with memory_explained(ADVICE):
-                model: Any = AutoModelForCausalLM.from_pretrained(place, **options)
-                if torch.cuda.is_available() and "quantization_config" not in options:
-                    model = model.to("cuda")
-        except ModelError:
-            raise
+            model: Any = AutoModelForCausalLM.from_pretrained(place, **options)
+            if torch.cuda.is_available() and "quantization_config" not in options:
+                model = model.to("cuda")
         except Exception as error:  # transformers raises many kinds, some from other libraries
             why = " ".join(str(error).split())[:200].rstrip(".")
             raise ModelError(

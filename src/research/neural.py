@@ -329,10 +329,7 @@ def _resume(path: Path, live: dict[str, Any], config: Config, training: str) -> 
     """Load the state of an interrupted training, if there is one, and return its history."""
     if not path.is_file():
         return []
-    try:
-        state = torch.load(path, map_location=live["network"].bias.device, weights_only=True)
-    except Exception:
-        raise ModelError(f"{path.name} is damaged; delete it to begin anew.") from None
+    state = torch.load(path, map_location=live["network"].bias.device, weights_only=True)
     _check_same(path, state, config, training)
     for name, part in live.items():
         part.load_state_dict(state[name])

@@ -17,6 +17,8 @@ from research.adapting import Model
 from research.questions import LIKED, STARS, TASKS, Course, Form, Prompt
 
 Score = tuple[float, float, float]
+DRAWS = 1000
+"""Samples of the users behind the interval of an area under the curve."""
 
 
 def rank_of(prompts: Sequence[Prompt], answers: Sequence[np.ndarray]) -> np.ndarray:
@@ -82,7 +84,7 @@ def rmse(guess: Sequence[float] | np.ndarray, truth: Sequence[float] | np.ndarra
 def auc(score: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray) -> Score:
     """Return the area under the ROC curve with its bootstrap interval over users."""
     score, right = np.array(score), np.array(right)
-    picks = np.random.default_rng(0).integers(0, len(score), size=(1000, len(score)))
+    picks = np.random.default_rng(0).integers(0, len(score), size=(DRAWS, len(score)))
     both = [pick for pick in picks if 0 < right[pick].sum() < len(pick)]  # else there is no area
     low, high = np.quantile([roc_auc_score(right[p], score[p]) for p in both], [0.025, 0.975])
     return float(roc_auc_score(right, score)), float(low), float(high)

@@ -50,12 +50,6 @@ def test_every_task_has_a_prompt_and_its_answer(course):
         assert prompt.text.endswith(":")
 
 
-def test_an_unknown_task_is_refused(course):
-    question = replace(course.train["next"][0], task="explain")
-    with pytest.raises(ValueError, match="choose one of rank, next, rate, like"):
-        qs.instruction(question)
-
-
 def test_letters_follow_their_movie(course):
     question = course.train["rank"][0]
     prompt = qs.instruction(question, letters=True)
@@ -138,15 +132,18 @@ def test_the_prompt_with_examples_does_not_depend_on_the_answer(course):
     assert one.text.endswith("Answer with a title :")
 
 
-def test_an_example_without_an_answer_is_refused(course):
-    question = course.train["rank"][0]
+def test_what_cannot_be_asked_is_refused(course, base):
+    question, ask = course.train["rank"][0], qs.forms(course)[0]
+    with pytest.raises(ValueError, match="choose one of rank, next, rate, like"):
+        qs.instruction(replace(question, task="explain"))
     with pytest.raises(ValueError, match="no answer"):
         qs.with_examples(question, [replace(question, truth=None)])
-
-
-def test_too_many_examples_are_refused(course):
     with pytest.raises(ModelError, match="ask for fewer"):
         ad.examples_for(course, "rank", 1, 10**6)
+    with pytest.raises(ModelError, match="is not one token for the small model"):
+        base.answer_ids(("two words",))
+    with pytest.raises(ModelError, match="no training question"):
+        ad.train(base.clone(), [], ask, ad.Tuning())
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -159,11 +156,6 @@ def test_each_title_and_each_word_of_a_prompt_is_one_token(course, base):
     assert len(ids) == words + len(question.history) + len(question.candidates)
     assert base.tokenizer.unk_token_id not in ids
     assert len(set(base.answer_ids(course.catalogue).tolist())) == len(course.protocol.items)
-
-
-def test_an_answer_of_two_tokens_is_one_clear_sentence(base):
-    with pytest.raises(ModelError, match="is not one token for the small model"):
-        base.answer_ids(("two words",))
 
 
 def test_scores_are_those_of_one_prompt_alone(course, base):
@@ -239,11 +231,6 @@ def test_training_can_be_refused_by_validation(course, base):
     log = ad.train(model, course.train["rank"][:32], ask, ad.Tuning(10.0, 1), checked)
     assert log.validation.argmin() == 0
     assert all(torch.equal(value, weights(model.model)[name]) for name, value in before.items())
-
-
-def test_training_without_a_question_says_so(course, base):
-    with pytest.raises(ModelError, match="no training question"):
-        ad.train(base.clone(), [], qs.forms(course)[0], ad.Tuning())
 
 
 def test_dropout_acts_in_training_only_and_can_be_taken_away(base):
