@@ -28,7 +28,8 @@ SCALE = [Requirement(text) for text in PROJECT["optional-dependencies"]["scale"]
 TOOLS = [Requirement(text) for text in PROJECT["optional-dependencies"]["tools"]]
 LLAMAREC = [Requirement(text) for text in PROJECT["optional-dependencies"]["llamarec"]]
 # They need the llamarec extra.
-EXTRA_MODULES = {"adapting", "content", "embeddings", "neural", "verbalizer_torch"}
+EXTRA_MODULES = {"adapting", "content", "embeddings", "language_model", "neural"}
+EXTRA_MODULES |= {"sequence_models", "task_metrics", "training", "verbalizer_torch"}
 
 
 @pytest.mark.parametrize("requirement", CORE + SCALE + DEV, ids=str)

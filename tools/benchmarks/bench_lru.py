@@ -24,8 +24,8 @@ torch = pytest.importorskip(
 import torch.nn.functional as F  # noqa: E402, N812
 
 from helpers import data  # noqa: E402
-from research import neural  # noqa: E402
-from research.neural import Config, Layout, Network  # noqa: E402
+from research import neural, sequence_models  # noqa: E402
+from research.sequence_models import Config, Layout, Network  # noqa: E402
 
 
 def padded_loss(network: Network, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ def build(items: np.ndarray, config: Config, loop: bool) -> Network:
     torch.manual_seed(config.seed)
     network = Network(config, items)
     for block in network.blocks if loop else ():
-        block.unit.scan = neural.sequential_scan
+        block.unit.scan = sequence_models.sequential_scan
     return network
 
 

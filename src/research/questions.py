@@ -1,0 +1,252 @@
+"""Questions about viewers and how they are put to a language model: the data of notebook 09.
+
+Four tasks: which candidate came next (``rank``), which movie of all (``next``), how many stars
+(``rate``), liked or not (``like``). Each is asked with an instruction, as a document that breaks
+off, with examples before it, or without words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from helpers import data, prompts, ranking
+from research import sequential
+from research.protocol import Protocol, Stage, candidate_lists
+
+TASKS = ("rank", "next", "rate", "like")
+HISTORY = 20
+"""Movies of the history in a prompt, as in notebook 07."""
+LIKED = 4.0
+"""Stars from which on a movie counts as liked."""
+STARS = tuple(f"{half / 2:.1f}" for half in range(1, 11))
+STEPS = 20
+"""The last items of each training history that the base model never reads: adaptation data."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one user: what a prompt is made of, and the answer where it is known.
+
+    ``history`` holds titles, oldest first, and ``stars`` the ratings of the same movies. ``item``
+    is the movie asked about (``rate``, ``like``), ``candidates`` are the titles to choose from
+    (``rank``). ``truth`` is a title (``rank``, ``next``) or the stars (``rate``, ``like``).
+    """
+
+    task: str
+    history: tuple[str, ...]
+    stars: tuple[str, ...]
+    truth: str | None = None
+    item: str | None = None
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text, the answers to compare, each one token after it, and the place of the right one."""
+
+    text: str
+    answers: tuple[str, ...]
+    label: int | None = None
+
+
+WORDS = {
+    "rank": "Which one of these movies came next ? {candidates} Answer with a title :",
+    "next": "Which movie came next ? Answer with a title :",
+    "rate": "How many stars does this viewer give {item} ? Answer with a number :",
+    "like": "Does this viewer like {item} ? Answer yes or no :",
+}
+LETTERS = "Which one of these movies came next ? {candidates} Answer with a letter :"
+WATCHED, RATED = "Watched :", "Watched and rated :"
+
+
+def wrap(title: str) -> str:
+    """Return a title as it stands in a prompt; nothing in it can end the quotation."""
+    return prompts.quote(title)
+
+
+def _history(question: Question) -> str:
+    titles = [wrap(title) for title in question.history]
+    if question.task in ("rank", "next"):
+        return " ".join([WATCHED, *titles])
+    pairs = (f"{a} {b}" for a, b in zip(titles, question.stars, strict=True))
+    return " ".join([RATED, *pairs])
+
+
+def instruction(question: Question, titles: Sequence[str] = (), *, letters: bool = False) -> Prompt:
+    """Return the prompt with an instruction.
+
+    ``titles`` is the whole catalogue, the answers of ``next``. With ``letters`` candidates are
+    answered by letter (notebook 07), for models to which a title is many tokens.
+
+    Raises:
+        ValueError: the task is unknown.
+    """
+    if question.task not in TASKS:
+        raise ValueError(f"The task is {question.task!r}; choose one of {', '.join(TASKS)}.")
+    shown = [wrap(title) for title in question.candidates]
+    answers: tuple[str, ...] = tuple(shown)
+    words = WORDS[question.task]
+    truth: str | None = None if question.truth is None else wrap(question.truth)
+    if question.task == "rank" and letters:
+        names = ranking.letters(len(shown))
+        shown = [f"({a}) {b}" for a, b in zip(names, shown, strict=True)]
+        truth = names[answers.index(truth)] if truth in answers else None
+        answers, words = tuple(names), LETTERS
+    elif question.task == "next":
+        answers = tuple(titles)
+    elif question.task == "rate":
+        answers, truth = STARS, question.truth
+    elif question.task == "like":
+        answers = ("yes", "no")
+        truth = None if question.truth is None else answers[float(question.truth) < LIKED]
+    item = "" if question.item is None else wrap(question.item)
+    text = words.replace("{candidates}", " ".join(shown)).replace("{item}", item)
+    label = answers.index(truth) if truth in answers else None
+    return Prompt(f"{_history(question)} {text}", answers, label)
+
+
+def document(question: Question, titles: Sequence[str] = ()) -> Prompt:
+    """Return the prompt without an instruction: a document of the kind the base model has read.
+
+    The document breaks off where the answer would stand. Candidates are not shown, only compared.
+    ``like`` has no answer of its own in a document: compare the stars instead (``rate``).
+    """
+    answers = tuple(wrap(title) for title in question.candidates)
+    truth = None if question.truth is None else wrap(question.truth)
+    text = _history(question)
+    if question.task == "next":
+        answers = tuple(titles)
+    elif question.task in ("rate", "like"):
+        answers, truth = STARS, question.truth
+        text += " " + wrap(question.item or "")
+    return Prompt(text, answers, answers.index(truth) if truth in answers else None)
+
+
+def with_examples(question: Question, examples: Sequence[Question], **options: Any) -> Prompt:
+    """Return the instruction prompt with answered ``examples`` before it (in-context learning).
+
+    Raises:
+        ValueError: an example has no answer.
+    """
+    parts = []
+    for example in examples:
+        shown = instruction(example, **options)
+        if shown.label is None:
+            raise ValueError("An example has no answer; take it from training data.")
+        parts.append(f"{shown.text} {shown.answers[shown.label]}")
+    asked = instruction(question, **options)
+    return replace(asked, text=" ".join([*parts, asked.text]))
+
+
+def bare(question: Question, titles: Sequence[str] = ()) -> Prompt:
+    """Return the instruction prompt without its words: history, then candidates or the movie.
+
+    What POD (Li et al. 2023) leaves of a prompt. ``rate`` and ``like`` have the same text.
+    """
+    whole = instruction(question, titles)
+    shown = [wrap(title) for title in question.candidates]
+    shown += [wrap(question.item)] if question.item else []
+    return replace(whole, text=" ".join([_history(question), *shown]))
+
+
+Form = Callable[[Question], Prompt]
+
+
+def forms(course: Course, letters: bool = False) -> tuple[Form, Form]:
+    """Return the two ways to ask: with an instruction, and as a document."""
+    titles = course.catalogue
+    return lambda q: instruction(q, titles, letters=letters), lambda q: document(q, titles)
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Course:
+    """All questions on one data set. Each part maps a task to its questions.
+
+    ``early`` is what the base model reads: training histories without their last ``STEPS`` items,
+    about which ``train`` asks. ``validation`` and ``test`` ask about the two items set apart by
+    leave-one-out, keyed by user. Only users whose item was retrieved have a ``rank`` question.
+    """
+
+    protocol: Protocol
+    titles: dict[int, str]
+    genres: dict[int, tuple[str, ...]]
+    early: pd.DataFrame
+    train: dict[str, list[Question]]
+    train_users: dict[str, list[int]]
+    validation: dict[str, dict[int, Question]]
+    test: dict[str, dict[int, Question]]
+
+    @property
+    def catalogue(self) -> tuple[str, ...]:
+        """All titles as they stand in prompts, in the order of the protocol's items."""
+        return tuple(wrap(self.titles[int(item)]) for item in self.protocol.items)
+
+    @classmethod
+    def of(cls, dataset: data.Dataset, steps: int = STEPS) -> Course:
+        """Prepare a data set; titles that two movies share get their movieId."""
+        protocol = Protocol.of(data.load_pandas(dataset, "ratings"))
+        movies = data.load_pandas(dataset, "movies").set_index("movieId").loc[protocol.items]
+        twice = movies["title"].duplicated(keep=False)
+        names = movies["title"].where(
+            ~twice, movies["title"] + " [" + movies.index.astype(str) + "]"
+        )
+        titles = {int(item): str(name) for item, name in names.items()}
+        genres = {
+            int(item): () if text.startswith("(") else tuple(text.split("|"))
+            for item, text in movies["genres"].items()
+        }
+        rows = protocol.parts.train
+        late = rows.groupby("userId").cumcount(ascending=False) < steps
+        train: dict[str, list[Question]] = {task: [] for task in TASKS}
+        train_users: dict[str, list[int]] = {task: [] for task in TASKS}
+        pairs = sequential.steps_back(rows, protocol.items, steps)
+        for step, (seen, target) in enumerate(pairs, 1):
+            stage = Stage(seen, candidate_lists(seen), target)
+            for task, by_user in _questions(stage, rows, titles, seed=100_003 * step).items():
+                train[task] += by_user.values()
+                train_users[task] += by_user.keys()
+        whole = pd.concat([protocol.parts.known, protocol.parts.test])
+        validation, test = (
+            _questions(stage, whole, titles) for stage in (protocol.validation, protocol.test)
+        )
+        early = rows.loc[~late]
+        return cls(protocol, titles, genres, early, train, train_users, validation, test)
+
+
+def _questions(
+    stage: Stage, rows: pd.DataFrame, titles: Mapping[int, str], seed: int = 0
+) -> dict[str, dict[int, Question]]:
+    """Return each task's questions by user; ``rows`` is where ratings are looked up."""
+    seen, lists, target = stage
+    columns = (rows["userId"], rows["movieId"], rows["rating"])
+    stars = {(u, m): f"{max(r, 0.5):.1f}" for u, m, r in zip(*columns, strict=True)}
+    watched = dict(zip(seen.users.tolist(), np.split(seen.items[seen.column],
+                       np.bincount(seen.row).cumsum()[:-1]), strict=True))  # fmt: skip
+    pools = {user: ids.tolist() for user, ids in lists.groupby("userId")["movieId"]}
+    questions: dict[str, dict[int, Question]] = {task: {} for task in TASKS}
+    for user, movie in zip(target["userId"].tolist(), target["movieId"].tolist(), strict=True):
+        last = watched[user][-HISTORY:].tolist()
+        base = Question(
+            "next",
+            tuple(titles[item] for item in last),
+            tuple(stars[user, item] for item in last),
+            titles[movie],
+        )
+        questions["next"][user] = base
+        for task in ("rate", "like"):
+            questions[task][user] = replace(
+                base, task=task, item=titles[movie], truth=stars[user, movie]
+            )
+        pool = prompts.shuffled(pools.get(user, []), seed + user)
+        if movie in pool:
+            names = tuple(titles[int(item)] for item in pool)
+            questions["rank"][user] = replace(base, task="rank", candidates=names)
+    return questions
