@@ -266,7 +266,7 @@ def test_a_cell_without_an_address_says_what_to_do(machine, tmp_path):
 
 
 def colab_module():
-    spec = importlib.util.spec_from_file_location("course_colab", ROOT / "colab.py")
+    spec = importlib.util.spec_from_file_location("course_colab", ROOT / "tools" / "colab.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
