@@ -96,7 +96,7 @@ if "google.colab" in sys.modules:  # on Colab only: fetch the course, install it
         raise RuntimeError("First, in a cell: %env COURSE_REPO=https://github.com/OWNER/REPO")
     if not os.path.exists("course"):
         get_ipython().system(f"git clone -q --depth 1 {{repository}} course")
-    runpy.run_path("course/colab.py")["prepare"]({f'"{extra}"' if extra else ""})
+    runpy.run_path("course/tools/colab.py")["prepare"]({f'"{extra}"' if extra else ""})
 sys.path.sort(key=lambda folder: folder in ("", os.getcwd()))  # your own files hide no package
 try:
     from helpers.settings import versions

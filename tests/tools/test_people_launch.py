@@ -300,7 +300,7 @@ def test_files_beside_a_notebook_hide_no_package(tmp_path):
 
 
 def colab_module():
-    spec = importlib.util.spec_from_file_location("course_colab", ROOT / "colab.py")
+    spec = importlib.util.spec_from_file_location("course_colab", ROOT / "tools" / "colab.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -15,7 +15,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 # Colab's front end works with its own versions of these; other ones may break the next session.
 COLABS_OWN = {"ipykernel", "ipython", "ipywidgets", "jupyterlab"}
 JAVA_HOMES = Path("/usr/lib/jvm")
