@@ -14,11 +14,8 @@ FULL = re.compile(r"no space left|disk (is )?full|quota exceeded", re.IGNORECASE
 CLOSED = re.compile(
     r"read-?only (file ?system|database)|permission denied|unable to open database", re.IGNORECASE
 )
-LEFT_BYTES = 64 * 1024
-"""With less room than this a failed write is put down to the full disk."""
-
-INTERRUPTED = 130
-"""The exit status of a command that Ctrl-C ended, as shells expect it."""
+LEFT_BYTES = 64 * 1024  # with less room than this a failed write is put down to the full disk
+INTERRUPTED = 130  # the exit status of a command that Ctrl-C ended, as shells expect it
 
 
 class StorageError(OSError):
@@ -27,13 +24,10 @@ class StorageError(OSError):
 
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder, whoever reports it, into one sentence.
+    """Turn a full disk or a read-only folder into a :class:`StorageError`, whoever reports it.
 
     Python, SQLite, PyTorch and the JVM each have their own exception for it; PyTorch's does not
     even say why, so the room that is left is looked at too. Other exceptions pass as they are.
-
-    Raises:
-        StorageError: ``path`` cannot be written for one of these reasons.
     """
     try:
         yield
@@ -41,33 +35,22 @@ def storing(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         code = getattr(error, "errno", None)
-        if code in {errno.ENOSPC, errno.EDQUOT} or FULL.search(str(error)):
-            full = True
-        elif code in {errno.EROFS, errno.EACCES, errno.EPERM} or CLOSED.search(str(error)):
-            full = False
-        elif not isinstance(error, (ValueError, TypeError, LookupError)) and _room(path) == 0:
-            full = True
-        else:
+        full = code in {errno.ENOSPC, errno.EDQUOT} or FULL.search(str(error))
+        closed = code in {errno.EROFS, errno.EACCES, errno.EPERM} or CLOSED.search(str(error))
+        if not (full or closed or isinstance(error, (ValueError, TypeError, LookupError))):
+            with contextlib.suppress(OSError):
+                full = shutil.disk_usage(path.parent).free < LEFT_BYTES
+        if not (full or closed):
             raise
-        if full:
-            text = "the disk is full: make room, then run this again."
-        else:
+        text = "the disk is full: make room, then run this again."
+        if not full:
             text = (
                 f"the folder {path.parent.name} cannot be written to: make it writable, or set "
                 "HELPERS_HOME to a copy of the project that is."
             )
-            code = code or errno.EACCES
         fault = StorageError(f"{path.name} was not saved, {text}")
-        fault.errno = errno.ENOSPC if full else code
+        fault.errno = errno.ENOSPC if full else code or errno.EACCES
         raise fault from None
-
-
-def _room(path: Path) -> int:
-    """Return the bytes left where ``path`` is, counting what is too little as none."""
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage(path.parent).free
-        return free if free >= LEFT_BYTES else 0
-    return 1
 
 
 def command(main: Callable[[], int | None], kept: str = "What was finished is kept") -> int:

@@ -7,10 +7,12 @@ candidates, and nothing in a title or an answer can add, remove or rename one.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 from typing import Any
 
 import openai
@@ -89,15 +91,8 @@ class Ranking:
 
 def letters(n: int) -> list[str]:
     """Return ``n`` labels: A to Z, then AA, AB and so on."""
-    labels = []
-    for number in range(n):
-        label = ""
-        number += 1
-        while number:
-            number, rest = divmod(number - 1, 26)
-            label = chr(65 + rest) + label
-        labels.append(label)
-    return labels
+    lengths = (itertools.product(ascii_uppercase, repeat=length) for length in itertools.count(1))
+    return ["".join(label) for label in itertools.islice(itertools.chain.from_iterable(lengths), n)]
 
 
 def settle(
@@ -181,17 +176,17 @@ def _pick(name: str, place: Mapping[str, int], titled: Mapping[str, set[int]]) -
     """Return the position that a name stands for; ``None`` if it is unknown or ambiguous."""
     name = _plain(name[:400])
     picks = titled.get(name, set())
-    found = _LABEL.fullmatch(name)
-    label = place.get(found["label"].upper()) if found else None
-    if found and label is not None:
-        if not found["rest"]:
+    match = _LABEL.fullmatch(name)
+    label = place.get(match["label"].upper()) if match else None
+    if match and label is not None:
+        mark, rest = match["mark"], match["rest"]
+        if not rest:
             return label
-        beside, strong = _starting(found["rest"], titled), _STRONG.search(found["mark"])
-        if found["mark"] and label in beside:
+        beside = _starting(rest, titled)
+        if mark and label in beside:
             picks = picks | {label}
-        elif strong:  # beside a title of no candidate, or of another one
-            other = beside or (titled and _YEAR.search(found["rest"]))
-            picks = picks | {-1 if other else label}
+        elif _STRONG.search(mark):  # beside a title of no candidate, or of another one
+            picks = picks | {-1 if beside or (titled and _YEAR.search(rest)) else label}
     return next(iter(picks - {-1}), None) if len(picks) == 1 else None
 
 
@@ -242,13 +237,13 @@ def read_title_list(
     lists: list[tuple[list[int | None], dict[int, str]]] = []
     last = 0
     for line in final.splitlines():
-        found = re.match(r"\s*(?:#+\s*)?(?:\*\*)?\s*(\d{1,3})\s*[.):]\s*(.*)", line)
-        if not found:
+        match = re.match(r"\s*(?:#+\s*)?(?:\*\*)?\s*(\d{1,3})\s*[.):]\s*(.*)", line)
+        if not match:
             continue
-        if not lists or int(found[1]) < last:
+        if not lists or int(match[1]) < last:
             lists.append(([], {}))
-        last, (picks, reasons) = int(found[1]), lists[-1]
-        body = re.sub(r"[*_\"“”]", "", found[2]).strip()
+        last, (picks, reasons) = int(match[1]), lists[-1]
+        body = re.sub(r"[*_\"“”]", "", match[2]).strip()
         places = _starting(_plain(body), titled)
         pick = next(iter(places)) if len(places) == 1 else None
         picks.append(pick)
@@ -282,9 +277,6 @@ def blend(retriever: Sequence[int], llm: Sequence[int], weight: float) -> list[i
     )
 
 
-# --- re-ranking many users' lists -----------------------------------------------------------------
-
-
 def reorder(lists: pd.DataFrame, orders: Mapping[int, Sequence[int]]) -> pd.DataFrame:
     """Return ``lists`` (``userId, rank, movieId``) in new orders, one per user.
 
@@ -294,17 +286,13 @@ def reorder(lists: pd.DataFrame, orders: Mapping[int, Sequence[int]]) -> pd.Data
     Raises:
         ValueError: an order is not a permutation of the user's candidates.
     """
-    tables = []
-    mine = {user: set(rows) for user, rows in lists.groupby("userId")["movieId"]}
+    rows = []
+    candidates = {user: set(movies) for user, movies in lists.groupby("userId")["movieId"]}
     for user, order in orders.items():
-        if len(order) != len(set(order)) or set(order) != mine.get(user):
+        if len(order) != len(set(order)) or set(order) != candidates.get(user):
             raise ValueError(f"The order for user {user} is not one of the candidates, each once.")
-        tables.append(
-            pd.DataFrame({"userId": user, "rank": range(1, len(order) + 1), "movieId": list(order)})
-        )
-    if not tables:
-        return pd.DataFrame({"userId": [], "rank": [], "movieId": []}, dtype=int)
-    return pd.concat(tables, ignore_index=True)
+        rows += [(user, rank, movie) for rank, movie in enumerate(order, 1)]
+    return pd.DataFrame(rows, columns=["userId", "rank", "movieId"], dtype=int)
 
 
 @dataclass(frozen=True)
@@ -342,7 +330,7 @@ def ask_all(
     movieIds shown to a :class:`Ranking`) are for answers that name candidates in another way.
     """
 
-    def one(user: int) -> tuple[int, Ranking, str]:
+    def ranked(user: int) -> tuple[int, Ranking, str]:
         shown, messages = requests[user]
         outcome = llm.ask(client, messages, schema=schema, **options)
         text = outcome.text if outcome.kind in READ else None
@@ -351,7 +339,7 @@ def ask_all(
 
     orders, failures, repairs = {}, {}, 0
     with ThreadPoolExecutor(threads) as pool:
-        for user, result, why in pool.map(one, requests):
+        for user, result, why in pool.map(ranked, requests):
             if result.failed:
                 failures[user] = why
             else:

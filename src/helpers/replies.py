@@ -7,7 +7,6 @@ collected, and leave and return as OpenAI Batch API files.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,10 +14,12 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from helpers.faults import storing
 
@@ -32,12 +33,9 @@ two readings of one prompt. A limit that the caller sets counts too, under eithe
 answer is cut there. All others (model, temperature, user, metadata, stream) are about who answers
 and how."""
 
-LOCAL = "local store"
-"""The :attr:`Reply.source` of a reply that is not committed."""
-
+LOCAL = "local store"  # the source of a reply that is not committed
 Fault = Callable[[Body, Body], str]
 """From a request and its reply to the reason why the reply may not be used, or ""."""
-
 
 SCHEMA_NOTES = {"title", "description", "default", "examples"}
 """Notes in a JSON schema that differ between pydantic versions."""
@@ -105,21 +103,20 @@ class CommittedStore:
 
     def __init__(self, folder: Path) -> None:
         """Remember the folder; it need not exist."""
-        self._folder, self._index = Path(folder), None
+        self._folder = Path(folder)
+
+    @cached_property
+    def _index(self) -> dict[str, Reply]:
+        files = sorted(self._folder.glob("*.jsonl"))
+        return {reply.key: reply for path in files for reply in read_jsonl(path)}
 
     def get(self, key: str) -> Reply | None:
         """Return the reply to a request, or ``None``."""
-        return self._replies().get(key)
+        return self._index.get(key)
 
     def all(self) -> list[Reply]:
         """Return all replies."""
-        return list(self._replies().values())
-
-    def _replies(self) -> dict[str, Reply]:
-        if self._index is None:
-            files = sorted(self._folder.glob("*.jsonl"))
-            self._index = {r.key: r for path in files for r in read_jsonl(path)}
-        return self._index
+        return list(self._index.values())
 
 
 def read_jsonl(path: Path) -> Iterator[Reply]:
@@ -141,25 +138,20 @@ def read_jsonl(path: Path) -> Iterator[Reply]:
 
 def write_jsonl(replies: Iterable[Reply], path: Path) -> int:
     """Write replies sorted by key, in one atomic step, and return their number."""
-    lines = [
-        json.dumps(
-            {"key": reply.key, "request": reply.request, "response": reply.response},
-            ensure_ascii=False,
-            sort_keys=True,
-        )
-        for reply in sorted(replies, key=lambda reply: reply.key)
-    ]
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    replies, fresh = list(replies), path.with_name(f".{path.name}.{os.getpid()}")
+    with fresh.open("w", encoding="utf-8", newline="\n") as file:
+        for reply in sorted(replies, key=lambda reply: reply.key):
+            record = {"key": reply.key, "request": reply.request, "response": reply.response}
+            file.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
     fresh.replace(path)
-    return len(lines)
+    return len(replies)
 
 
 class LocalStore:
     """Replies of live servers, in SQLite with a write-ahead log.
 
-    Each thread has its own connection; a reply is on disk when :meth:`put` returns, so a killed
-    process loses none that was finished.
+    Many threads may share it; a reply is on disk when :meth:`put` returns, so a killed process
+    loses none that was finished.
     """
 
     def __init__(self, path: Path) -> None:
@@ -169,12 +161,14 @@ class LocalStore:
             StoreDamagedError: the file is there but is no SQLite database, or a damaged one.
             StorageError: the disk is full, or the folder read-only.
         """
-        self._path, self._local = Path(path), threading.local()
-        self._open: list[sqlite3.Connection] = []
-        self._lock = threading.Lock()
+        self._path, self._lock = Path(path), threading.RLock()
         try:
-            with storing(self._path), self._folder() as connection:
-                connection.execute(
+            with storing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._database = sqlite3.connect(path, timeout=60, check_same_thread=False)
+                self._database.execute("PRAGMA journal_mode=WAL")
+                self._database.execute("PRAGMA synchronous=FULL")
+                self._database.execute(
                     "CREATE TABLE IF NOT EXISTS replies (key TEXT, model TEXT, server TEXT, "
                     "request TEXT, response TEXT, created REAL, PRIMARY KEY (key, model, server))"
                 )
@@ -186,24 +180,9 @@ class LocalStore:
                 "and run again; a new one is made, and the replies of the old one are asked anew."
             ) from None
 
-    def _folder(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self._connection()
-
-    def _connection(self) -> sqlite3.Connection:
-        if not hasattr(self._local, "connection"):
-            connection = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            self._local.connection = connection
-            with self._lock:
-                self._open.append(connection)
-        return self._local.connection
-
-    def put(self, request: Body, response: Body, *, model: str = "", server: str = "") -> str:
-        """Store a reply and return its key; a second reply to the same request replaces it."""
+    def put(self, request: Body, response: Body, *, model: str = "", server: str = "") -> None:
+        """Store a reply; a second reply to the same request replaces it."""
         self.put_all([(request, response)], model=model, server=server)
-        return request_key(request)
 
     def put_all(
         self, replies: Iterable[tuple[Body, Body]], *, model: str = "", server: str = ""
@@ -213,8 +192,9 @@ class LocalStore:
             (request_key(body), model, server, json.dumps(body), json.dumps(answer), time.time())
             for body, answer in replies
         ]
-        with storing(self._path), self._connection() as connection:
-            connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)", rows)
+        insert = "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)"
+        with storing(self._path), self._lock, self._database:
+            self._database.executemany(insert, rows)
 
     def get(
         self,
@@ -229,41 +209,40 @@ class LocalStore:
         A reply with a ``fault`` is passed over.
         """
         replies = self._rows(
-            "WHERE key = ? AND (? IS NULL OR model = ?) AND (? IS NULL OR server = ?)",
-            (key, model, model, server, server),
+            "WHERE key = ?1 AND model = ifnull(?2, model) AND server = ifnull(?3, server)",
+            (key, model, server),
         )
         sound = (r for r in reversed(replies) if not (fault and fault(r.request, r.response)))
         return next(sound, None)
 
     def models(self) -> list[str]:
         """Return the names of the models whose replies are here."""
-        rows = self._connection().execute("SELECT DISTINCT model FROM replies ORDER BY model")
-        return [name for (name,) in rows.fetchall()]
+        with self._lock:
+            rows = self._database.execute("SELECT DISTINCT model FROM replies ORDER BY model")
+            return [name for (name,) in rows]
 
     def forget(self) -> int:
         """Delete all replies and return their number."""
-        with storing(self._path), self._connection() as connection:
-            return connection.execute("DELETE FROM replies").rowcount
+        with storing(self._path), self._lock, self._database:
+            return self._database.execute("DELETE FROM replies").rowcount
 
     def all(self) -> list[Reply]:
         """Return all replies, oldest first."""
-        return self._rows("", ())
+        return self._rows()
 
-    def _rows(self, where: str, values: tuple) -> list[Reply]:
+    def _rows(self, where: str = "", values: Sequence[str | None] = ()) -> list[Reply]:
         query = f"SELECT key, server, request, response FROM replies {where} ORDER BY created"
-        rows = self._connection().execute(query, values).fetchall()
+        with self._lock:
+            rows = self._database.execute(query, values).fetchall()
         return [
             Reply(key, json.loads(response), LOCAL, json.loads(request), server)
             for key, server, request, response in rows
         ]
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close the file."""
         with self._lock:
-            for connection in self._open:
-                connection.close()
-            self._open.clear()
-        self._local = threading.local()
+            self._database.close()
 
     def __enter__(self) -> LocalStore:
         """Return the store."""
@@ -287,28 +266,18 @@ class PendingRequests:
 
     def add(self, body: Body) -> None:
         """Collect a request unless it is there already."""
-        with self._lock:
-            self._catch_up()
-            if request_key(body) in self._keys:
-                return
-            with storing(self._path):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-            with storing(self._path), self._path.open("ab+") as file:
-                # After a kill the last line may be torn; what comes next must not join it.
-                start = b"\n" if _ends_torn(file) else b""
-                file.write(start + json.dumps(body).encode() + b"\n")
-
-    def _catch_up(self) -> None:
-        """Read what this object or another process has appended since the last time."""
-        size = self._path.stat().st_size if self._path.exists() else 0
-        if size < self._read:  # forgotten, or another file
-            self._keys, self._read = set(), 0
-        if size > self._read:
-            with self._path.open("rb") as file:
-                file.seek(self._read)
-                whole, newline, _ = file.read().rpartition(b"\n")
-            self._keys.update(request_key(body) for body in _bodies(whole))
-            self._read += len(whole) + len(newline)
+        with self._lock, storing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab+") as file:
+                if file.tell() < self._read:  # forgotten, or another file
+                    self._keys, self._read = set(), 0
+                file.seek(self._read)  # what this object or another process has appended
+                whole, newline, torn = file.read().rpartition(b"\n")
+                self._keys |= {request_key(body) for body in _bodies(whole)}
+                self._read += len(whole) + len(newline)
+                if request_key(body) not in self._keys:
+                    # After a kill the last line may be torn; what comes next must not join it.
+                    file.write((b"\n" if torn else b"") + json.dumps(body).encode() + b"\n")
 
     def all(self) -> list[Body]:
         """Return the requests in their order; a line torn by a kill is left out."""
@@ -319,16 +288,9 @@ def _bodies(data: bytes) -> list[Body]:
     bodies = []
     # As bytes: text would also be cut at U+2028 and other characters that JSON keeps.
     for line in data.splitlines():
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             bodies.append(json.loads(line))
     return bodies
-
-
-def _ends_torn(file: IO[bytes]) -> bool:
-    if file.seek(0, os.SEEK_END) == 0:
-        return False
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) != b"\n"
 
 
 def forget(folder: Path) -> tuple[int, int]:

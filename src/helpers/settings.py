@@ -5,16 +5,18 @@ All other modules take a :class:`Settings`; none of them reads an environment va
 
 from __future__ import annotations
 
+import functools
 import html
 import ipaddress
 import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 
@@ -109,35 +111,17 @@ class Settings:
         mode = _value(env, "LLM_MODE").lower() or "auto"
         if mode not in {"auto", "live", "recorded", "none"}:
             raise SettingsError("LLM_MODE must be auto, live, recorded or none.")
-        movielens = _value(env, "MOVIELENS_DIR")
-        base_url, query = _address(env)
         for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):  # the SDK reads them as they are
             _checked(name, env.get(name, ""), header=True)
-        return cls(
-            root=find_root(env),
-            movielens_dir=Path(movielens).expanduser() if movielens else None,
-            allow_download=_value(env, "MOVIELENS_DOWNLOAD").lower() not in {"0", "no", "false"},
-            spark_master=_line(env, "SPARK_MASTER") or "local[*]",
-            spark_remote=_line(env, "SPARK_REMOTE", header=True) or None,
-            spark_driver_memory=_line(env, "SPARK_DRIVER_MEMORY") or "1g",
-            spark_driver_host=_line(env, "SPARK_DRIVER_HOST") or None,
-            spark_executor_memory=_line(env, "SPARK_EXECUTOR_MEMORY") or "1g",
-            spark_executor_cores=_count(env, "SPARK_EXECUTOR_CORES", 0) or None,
-            spark_partitions=_count(env, "SPARK_PARTITIONS", 1),
-            llm_mode=mode,
-            llm_model=_line(env, "LLM_MODEL") or None,
-            llm_base_url=base_url,
-            llm_query=query,
-            llm_api_key=_key(env) or None,
-            llm_timeout_s=_positive(env, "LLM_TIMEOUT_S", 60.0),
-            llm_max_tokens=_count(env, "LLM_MAX_TOKENS", 200_000),
-            llm_reply_tokens=_count(env, "LLM_REPLY_TOKENS", 4000),
-            llm_budget_usd=_optional(env, "LLM_BUDGET_USD"),
-            llm_price_in=_optional(env, "LLM_PRICE_IN"),
-            llm_price_out=_optional(env, "LLM_PRICE_OUT"),
-            llamarec_base_model=_line(env, "LLAMAREC_BASE_MODEL") or None,
-            embedding_model=_line(env, "EMBEDDING_MODEL") or None,
-        )
+        values: dict[str, Any] = {"llm_api_key": _key(env) or None, "llm_mode": mode}
+        values["llm_base_url"], values["llm_query"] = _address(env)
+        values["allow_download"] = _value(env, "MOVIELENS_DOWNLOAD").lower() not in _NO
+        if movielens := _value(env, "MOVIELENS_DIR"):
+            values["movielens_dir"] = Path(movielens).expanduser()
+        for variable, read in _READERS.items():
+            if _value(env, variable):
+                values[variable.lower()] = read(env, variable)
+        return cls(root=find_root(env), **values)
 
     def scrub(self, text: str) -> str:
         """Return a text without the key and what else is secret, for messages and outputs.
@@ -171,7 +155,7 @@ def find_root(environ: Mapping[str, str] | None = None) -> Path:
     env = os.environ if environ is None else environ
     home = _value(env, "HELPERS_HOME")
     here = Path(__file__).resolve().parents[2]
-    candidates = [Path(home).expanduser()] if home else [here, *_parents(Path.cwd())]
+    candidates = [Path(home).expanduser()] if home else [here, Path.cwd(), *Path.cwd().parents]
     for folder in candidates:
         if (folder / "data" / "sample").is_dir():
             return folder.resolve()
@@ -179,10 +163,6 @@ def find_root(environ: Mapping[str, str] | None = None) -> Path:
         "The project folder was not found: install with 'pip install -e .' from a clone, "
         "or set HELPERS_HOME to the clone."
     )
-
-
-def _parents(folder: Path) -> list[Path]:
-    return [folder, *folder.parents]
 
 
 # --- one variable ---------------------------------------------------------------------------------
@@ -228,19 +208,19 @@ def _line(env: Mapping[str, str], name: str, *, header: bool = False) -> str:
 
 
 def _checked(name: str, text: str, header: bool) -> str:
-    if not text.isprintable():
-        fault = "a line break or another character that does not print"
-    elif header and " " in text:
-        fault = "a space"
-    elif header and not text.isascii():
-        fault = "a character that is not ASCII, such as a dash or quote of a word processor"
-    elif header and any(quote in text for quote in "\"'`"):
-        fault = "a quote"
-    elif name != "OPENAI_API_KEY" and re.match(r"sk-|[Bb]earer\b", text):
+    faults = {
+        "a line break or another character that does not print": not text.isprintable(),
+        "a space": header and " " in text,
+        "a character that is not ASCII, such as a dash or quote of a word processor": header
+        and not text.isascii(),
+        "a quote": header and re.search("[\"'`]", text),
+    }
+    for fault, holds in faults.items():
+        if holds:
+            raise SettingsError(f"{name} holds {fault}: copy it again, or unset it.")
+    if name != "OPENAI_API_KEY" and re.match(r"sk-|[Bb]earer\b", text):
         raise SettingsError(f"{name} holds what looks like a key: that belongs to OPENAI_API_KEY.")
-    else:
-        return text
-    raise SettingsError(f"{name} holds {fault}: copy it again, or unset it.")
+    return text
 
 
 def _key(env: Mapping[str, str]) -> str:
@@ -261,7 +241,8 @@ def _address(env: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
     if not text:
         return None, {}
     text = re.sub(r"^(https?)(:/*|//)", r"\1://", text, flags=re.IGNORECASE)
-    scheme, rest = re.fullmatch(r"(?:([\w+.-]*)://)?(.*)", text).groups(default="")
+    prefix = re.match(r"([\w+.-]*)://", text)
+    scheme, rest = (prefix[1], text[prefix.end() :]) if prefix else ("", text)
     if scheme.lower() not in {"", "http", "https"}:
         raise SettingsError(f"{name} must begin with http:// or https://, and not {scheme}://.")
     try:
@@ -293,21 +274,6 @@ def _near(host: str) -> bool:
         return "." not in host or host.endswith((".localhost", ".local", ".internal", ".lan"))
 
 
-def _optional(env: Mapping[str, str], name: str) -> float | None:
-    return _number(env, name) if _value(env, name) else None
-
-
-def _positive(env: Mapping[str, str], name: str, default: float) -> float:
-    return _number(env, name) if _value(env, name) else default
-
-
-def _count(env: Mapping[str, str], name: str, default: int) -> int:
-    value = _positive(env, name, default)
-    if value != int(value):
-        raise SettingsError(f"{name} must be a whole number.")
-    return int(value)
-
-
 def _number(env: Mapping[str, str], name: str) -> float:
     try:
         value = float(_value(env, name))
@@ -316,3 +282,23 @@ def _number(env: Mapping[str, str], name: str) -> float:
     if not 0 < value < float("inf"):
         raise SettingsError(f"{name} must be a number above 0.")
     return value
+
+
+def _count(env: Mapping[str, str], name: str) -> int:
+    value = _number(env, name)
+    if value != int(value):
+        raise SettingsError(f"{name} must be a whole number.")
+    return int(value)
+
+
+_NO = {"0", "no", "false"}
+_READERS: dict[str, Callable[[Mapping[str, str], str], Any]] = {
+    "SPARK_REMOTE": functools.partial(_line, header=True),
+    **dict.fromkeys(
+        ("SPARK_MASTER", "SPARK_DRIVER_MEMORY", "SPARK_DRIVER_HOST", "SPARK_EXECUTOR_MEMORY",
+         "LLM_MODEL", "LLAMAREC_BASE_MODEL", "EMBEDDING_MODEL"), _line),
+    **dict.fromkeys(
+        ("SPARK_EXECUTOR_CORES", "SPARK_PARTITIONS", "LLM_MAX_TOKENS", "LLM_REPLY_TOKENS"), _count),
+    **dict.fromkeys(("LLM_TIMEOUT_S", "LLM_BUDGET_USD", "LLM_PRICE_IN", "LLM_PRICE_OUT"), _number),
+}  # fmt: skip
+"""How a variable is read into the field of its name in small letters."""

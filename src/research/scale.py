@@ -392,7 +392,7 @@ class _Job:
             raise
         except llm.FAULTS as error:
             return llm.fault_of(error)
-        response = llm.json_of(raw.http_response)
+        response = llm.json_of(raw.http_response.content)
         outcome = llm.outcome_of(body, response)
         if not judge(outcome, one, "live").failed and not llm.usable(body, response):
             kept = {name: body[name] for name in body if name != "user"}

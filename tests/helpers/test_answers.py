@@ -15,7 +15,7 @@ from misbehaving_server import completion, serve
 from test_llm import KEY, MESSAGES, ask, live, offline  # noqa: F401
 
 from conftest import ROOT
-from helpers import answers, llm, prompts, ranking, replies
+from helpers import answers, budgets, llm, prompts, ranking, replies
 from helpers.ranking import LetterRanking, RankingReply, Repairs
 from research import bias
 from research.paradigm_prompts import CitedRanking, NamedMovie, NamedMovies, Queries
@@ -133,7 +133,7 @@ def test_parallel_requests_cannot_exceed_the_budget_together():
 
     def reserve() -> None:
         gate.wait()
-        with contextlib.suppress(llm.BudgetExceeded):
+        with contextlib.suppress(budgets.BudgetExceeded):
             taken.append(budget.reserve(body))
 
     threads = [threading.Thread(target=reserve) for _ in range(16)]

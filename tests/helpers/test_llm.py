@@ -12,7 +12,7 @@ import openai
 import pytest
 from misbehaving_server import FAULTS, completion, serve
 
-from helpers import llm, prompts, ranking
+from helpers import dialects, llm, prompts, ranking
 from helpers.replies import LocalStore, Reply, request_key, write_jsonl
 from helpers.settings import Settings, SettingsError
 
@@ -180,7 +180,7 @@ def missed(*place, text="Extra inputs are not permitted"):
     return {"detail": [{"type": "extra_forbidden", "loc": ["body", *place], "msg": text}]}
 
 
-FORMAT, SYSTEM, LIMIT = {"response_format", "messages"}, {"messages"}, set(llm.LIMITS)
+FORMAT, SYSTEM, LIMIT = {"response_format", "messages"}, {"messages"}, set(dialects.LIMITS)
 REFUSED = [
     (400, said("Invalid parameter: 'response_format' of type 'json_schema' is not supported with "
                "this model.", param="response_format"), FORMAT),
@@ -294,7 +294,7 @@ def test_a_change_that_does_not_help_is_not_remembered_and_the_changes_end(offli
         client = llm.connect(live(offline, server))
         options = {**OPTIONS, "frequency_penalty": 0.1, "top_p": 0.5}
         assert llm.ask(client, ASKED, model="served", **options).kind == "rejected"
-        assert 1 < len(server.requests) <= llm.ADAPTIONS + 1
+        assert 1 < len(server.requests) <= dialects.ADAPTIONS + 1
         asked = len(server.requests)
         llm.ask(client, ASKED, model="served", **options)
         client.close()
@@ -320,9 +320,9 @@ def test_a_limit_above_what_a_small_window_leaves_is_left_out_for_that_prompt_al
 def test_messages_in_parts_are_merged_as_parts():
     parts = [{"type": "text", "text": "Rank."}]
     body = {"messages": [ASKED[0], {"role": "user", "content": parts}]}
-    (message,) = llm.adapted(body, {"system": "user"})["messages"]
+    (message,) = dialects.adapted(body, {"system": "user"})["messages"]
     assert message["content"] == [{"type": "text", "text": "Be brief."}, *parts]
-    (message,) = llm.adapted({"messages": ASKED[:1]}, {"system": "user"})["messages"]
+    (message,) = dialects.adapted({"messages": ASKED[:1]}, {"system": "user"})["messages"]
     assert message == {"role": "user", "content": "Be brief."}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -89,8 +90,8 @@ def test_a_kill_loses_no_finished_reply(tmp_path):
     with LocalStore(tmp_path / "r.sqlite") as store:
         assert all(store.get(request_key(body(str(n)))) for n in range(done - 1))
         assert len(store.all()) >= done - 1
-        mode = store._connection().execute("PRAGMA journal_mode").fetchone()
-        assert mode == ("wal",)
+        with sqlite3.connect(tmp_path / "r.sqlite") as database:
+            assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")

@@ -21,7 +21,7 @@ from misbehaving_server import completion, serve
 from slow_server import slow_server
 
 from conftest import ROOT
-from helpers import llm, ranking
+from helpers import budgets, llm, ranking
 from helpers.replies import LocalStore, request_key
 from helpers.settings import Settings, SettingsError
 from research import scale
@@ -543,7 +543,7 @@ def test_each_partition_ranks_with_its_own_client(tmp_path, spark):
         assert server.users()[12:] == [11]
         # Each partition has half of the budget: room for one request that is under way.
         body = scale.request_body(people[0])
-        room = llm.estimate_tokens(body) + llm.completion_limit(body) + 100
+        room = llm.estimate_tokens(body) + budgets.completion_limit(body) + 100
         poor = settings_for(server.url, LLM_MAX_TOKENS=str(2 * room))
         little = scale.in_partitions(poor, tmp_path / "b.sqlite", partitions=2)
         kinds = Counter(pd.concat(little(iter([table])))["kind"])
