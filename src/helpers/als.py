@@ -1,24 +1,19 @@
 """Matrix factorisation with Spark ALS: grid search, a bias baseline, and ALS on its residuals.
 
-Notebook 02 writes the grid search out once as a plain loop; what is here does the same fits in
-parallel threads over one cached split. References: Zhou et al. 2008, "Large-scale parallel
-collaborative filtering for the Netflix prize" (ALS with weighted regularisation, which Spark
-follows); Koren, Bell and Volinsky 2009, "Matrix factorization techniques for recommender systems"
-(biases); Hu, Koren and Volinsky 2008 (implicit feedback).
+Notebook 02 writes the grid search, the baseline and ALS on residuals out; what is here does the
+same fits, the grid in parallel threads over one cached split. References: Zhou et al. 2008,
+"Large-scale parallel collaborative filtering for the Netflix prize" (ALS with weighted
+regularisation, which Spark follows); Koren, Bell and Volinsky 2009, "Matrix factorization
+techniques for recommender systems" (biases); Hu, Koren and Volinsky 2008 (implicit feedback).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,8 +22,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 from pyspark.util import inheritable_thread_target
 from tqdm.auto import tqdm
-
-from helpers.faults import storing
 
 RATING_RANGE = (0.5, 5.0)
 """MovieLens ratings are half stars from 0.5 to 5."""
@@ -44,42 +37,29 @@ def make_als(
     max_iter: int = 10,
     seed: int = 0,
     blocks: int = 1,
-    cold_start: str = "drop",
     implicit: bool = False,
     alpha: float = 1.0,
-    target: str = "rating",
 ) -> ALS:
     """Return an unfitted Spark ALS with its blocks pinned.
 
     The number of blocks decides the order of sums and, with the seed, the starting factors: leave
     it at the partition count of the session (``SPARK_PARTITIONS``) and results repeat anywhere.
     """
-    return ALS(
-        rank=rank,
-        regParam=reg,
-        maxIter=max_iter,
-        seed=seed,
-        numUserBlocks=blocks,
-        numItemBlocks=blocks,
-        userCol="userId",
-        itemCol="movieId",
-        ratingCol=target,
-        coldStartStrategy=cold_start,
-        implicitPrefs=implicit,
-        alpha=alpha,
-    )
+    als = ALS(rank=rank, regParam=reg, maxIter=max_iter, seed=seed, implicitPrefs=implicit)
+    als.setUserCol("userId").setItemCol("movieId").setColdStartStrategy("drop")
+    return als.setNumBlocks(blocks).setAlpha(alpha)
 
 
-def rmse(predictions: DataFrame, target: str = "rating", prediction: str = "prediction") -> float:
-    """Return the root mean squared error of ``prediction`` against ``target``, in stars.
+def rmse(predictions: DataFrame) -> float:
+    """Return the root mean squared error of ``prediction`` against ``rating``, in stars.
 
     Raises:
         ValueError: there is no row to average, or a prediction is missing (a cold user or item).
     """
     row = predictions.select(
         F.count(F.lit(1)).alias("rows"),
-        F.sum((F.isnan(prediction) | F.col(prediction).isNull()).cast("int")).alias("missing"),
-        F.avg(F.pow(F.col(target) - F.col(prediction), 2)).alias("mse"),
+        F.sum((F.isnan("prediction") | F.col("prediction").isNull()).cast("int")).alias("missing"),
+        F.avg(F.pow(F.col("rating") - F.col("prediction"), 2)).alias("mse"),
     ).first()
     if not row["rows"]:
         raise ValueError("RMSE needs at least one prediction; the table is empty.")
@@ -93,7 +73,7 @@ def rmse(predictions: DataFrame, target: str = "rating", prediction: str = "pred
 
 @dataclass(frozen=True)
 class GridResult:
-    """What a grid search found.
+    """The table of a grid search and its best model.
 
     ``table`` has one row per combination: ``rank``, ``reg``, ``train_rmse``, ``validation_rmse``.
     ``rmse`` holds the best model's error in stars on ``train``, ``validation`` and, when it was
@@ -114,19 +94,14 @@ def grid_search(
     *,
     ranks: Sequence[int] = (6, 8, 10, 12),
     regs: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.8),
-    max_iter: int = 10,
-    seed: int = 0,
-    blocks: int = 1,
-    threads: int | None = None,
-    progress: bool = True,
+    **options: int,
 ) -> GridResult:
     """Fit ALS for every rank and regularisation and keep the lowest validation RMSE.
 
-    The tables are cached once and read by all fits; ``threads`` fits run at a time (default: one
-    more than cores, at most 4, which bounds the driver's memory). The result does not depend on
-    it. Errors of tables up to ``COLLECT_ROWS`` rows are computed on the driver from the model's
-    factors: a Spark job per error takes longer than its sum. A tie goes to the smaller rank, then
-    to the larger regularisation.
+    ``options`` go to :func:`make_als`. The tables are cached once; as many fits run at a time as
+    there are cores and one more, at most 4, which bounds the driver's memory. Errors of tables up
+    to ``COLLECT_ROWS`` rows are computed on the driver from the factors: a Spark job per error
+    takes longer than its sum. A tie goes to the smaller rank, then to the larger regularisation.
 
     Raises:
         ValueError: ``ranks`` or ``regs`` is empty.
@@ -134,87 +109,46 @@ def grid_search(
     grid = list(product(ranks, regs))
     if not grid:
         raise ValueError("The grid is empty: give at least one rank and one regularisation.")
-    tables = [table.cache() for table in (train, validation, test) if table is not None]
-    small = all(table.count() <= COLLECT_ROWS for table in tables)  # counting also fills the cache
-    rows_of = {id(table): table.toPandas() for table in tables[:2]} if small else {}
+    parts = {"train": train, "validation": validation, "test": test}
+    parts = {name: table.cache() for name, table in parts.items() if table is not None}
+    small = all(table.count() <= COLLECT_ROWS for table in parts.values())  # this fills the cache
+    rows = {name: parts[name].toPandas() for name in ("train", "validation") if small}
 
-    def error(model: ALSModel, found: Factors | None, table: DataFrame) -> float:
-        return (
-            rmse(model.transform(table)) if found is None else _rmse_of(found, rows_of[id(table)])
-        )
-
-    def fit_one(rank: int, reg: float) -> tuple[dict[str, float], ALSModel]:
-        model = make_als(rank, reg, max_iter=max_iter, seed=seed, blocks=blocks).fit(train)
-        found = factors(model) if small else None
-        scores = {
-            "rank": rank,
-            "reg": reg,
-            "train_rmse": error(model, found, train),
-            "validation_rmse": error(model, found, validation),
-        }
+    def fit(rank: int, reg: float) -> tuple[dict[str, float], ALSModel]:
+        model = make_als(rank, reg, **options).fit(train)
+        if small:
+            both = factors(model)
+            errors = [_rmse_of(both, table) for table in rows.values()]
+        else:
+            errors = [rmse(model.transform(table)) for table in (train, validation)]
+        scores = {"rank": rank, "reg": reg, "train_rmse": errors[0], "validation_rmse": errors[1]}
         return scores, model
 
-    rows: list[dict[str, float]] = []
-    best: tuple[tuple[float, int, float], ALSModel] | None = None
-    with ThreadPoolExecutor(threads or min(4, 1 + (os.cpu_count() or 1))) as pool:
+    table: list[dict[str, float]] = []
+    best: tuple[tuple[float, ...], ALSModel] = ((np.inf,), None)
+    with ThreadPoolExecutor(min(4, 1 + (os.cpu_count() or 1))) as pool:
         # A Spark Connect model asks for the session of its thread.
-        fit_there = inheritable_thread_target(train.sparkSession)(fit_one)
+        fit_there = inheritable_thread_target(train.sparkSession)(fit)
         jobs = [pool.submit(fit_there, rank, reg) for rank, reg in grid]
         try:
-            done = tqdm(as_completed(jobs), total=len(jobs), desc="ALS fits", disable=not progress)
-            for job in done:
+            for job in tqdm(as_completed(jobs), total=len(jobs), desc="ALS fits"):
                 scores, model = job.result()
-                rows.append(scores)
+                table.append(scores)
                 key = (scores["validation_rmse"], scores["rank"], -scores["reg"])
-                if best is None or key < best[0]:
-                    best = (key, model)
+                best = min(best, (key, model), key=lambda pair: pair[0])
         finally:
             # After Ctrl-C or a failed fit nobody waits for the rest of the grid.
             pool.shutdown(wait=False, cancel_futures=True)
-    table = pd.DataFrame(rows).sort_values(["rank", "reg"], ignore_index=True)
     (_, rank, minus_reg), model = best
-    errors = {
-        "train": rmse(model.transform(train)),
-        "validation": rmse(model.transform(validation)),
-    }
-    if test is not None:
-        errors["test"] = rmse(model.transform(test))
-    return GridResult(table, model, int(rank), float(-minus_reg), errors)
-
-
-def learning_curve(
-    train: DataFrame,
-    validation: DataFrame,
-    *,
-    rank: int,
-    reg: float,
-    iterations: Sequence[int] = (1, 2, 3, 5, 7, 10, 15),
-    seed: int = 0,
-    blocks: int = 1,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Return train and validation RMSE (stars) after each number of ALS iterations.
-
-    Spark keeps no intermediate factors, so every row is its own fit from the same start.
-    """
-    rows = []
-    for count in tqdm(iterations, desc="Learning curve", disable=not progress):
-        model = make_als(rank, reg, max_iter=count, seed=seed, blocks=blocks).fit(train)
-        rows.append(
-            {
-                "iterations": count,
-                "train_rmse": rmse(model.transform(train)),
-                "validation_rmse": rmse(model.transform(validation)),
-            }
-        )
-    return pd.DataFrame(rows)
+    errors = {name: rmse(model.transform(part)) for name, part in parts.items()}
+    ordered = pd.DataFrame(table).sort_values(["rank", "reg"], ignore_index=True)
+    return GridResult(ordered, model, int(rank), float(-minus_reg), errors)
 
 
 def warm_rows(rows: DataFrame, train: DataFrame) -> DataFrame:
     """Return the rows whose user and movie both have a training rating.
 
-    These are the rows that ``coldStartStrategy="drop"`` keeps; an error over them is comparable
-    with plain ALS only, an error over all rows is what a reader expects.
+    These are the rows that ``coldStartStrategy="drop"`` keeps.
     """
     users = train.select("userId").distinct()
     movies = train.select("movieId").distinct()
@@ -270,7 +204,7 @@ def fit_bias_baseline(
 
 @dataclass(frozen=True)
 class ResidualALS:
-    """ALS that learns only what the bias baseline leaves over.
+    """ALS that learns only what the bias baseline leaves over; notebook 02 writes it out.
 
     ``prediction = baseline + ALS`` clipped to 0.5-5 stars; where ALS knows the user or the movie
     not, the baseline stands alone. So no row is ever dropped.
@@ -282,139 +216,22 @@ class ResidualALS:
     def transform(self, rows: DataFrame) -> DataFrame:
         """Add ``prediction``, in stars, to every row."""
         low, high = RATING_RANGE
-        with_base = self.baseline.transform(rows, "baseline")
-        scored = self.model.transform(with_base)
+        scored = self.model.transform(self.baseline.transform(rows, "baseline"))
         raw = F.col("baseline") + F.nanvl(F.col("prediction").cast("double"), F.lit(0.0))
         clipped = F.greatest(F.lit(low), F.least(F.lit(high), raw))
         return scored.withColumn("prediction", clipped).drop("baseline")
 
 
 def fit_residual_als(
-    train: DataFrame,
-    *,
-    rank: int = 10,
-    reg: float = 0.2,
-    max_iter: int = 10,
-    seed: int = 0,
-    blocks: int = 1,
-    baseline: BiasBaseline | None = None,
+    train: DataFrame, baseline: BiasBaseline, *, rank: int = 10, reg: float = 0.2, **options: int
 ) -> ResidualALS:
-    """Fit the baseline (unless given) and ALS on ``rating - baseline``."""
-    baseline = baseline or fit_bias_baseline(train)
-    rest = baseline.transform(train, "baseline").withColumn(
-        "residual", (F.col("rating") - F.col("baseline")).cast("float")
-    )
+    """Fit ALS on ``rating - baseline``; ``options`` go to :func:`make_als`."""
+    residual = (F.col("rating") - F.col("baseline")).cast("float")
+    rest = baseline.transform(train, "baseline").select("userId", "movieId", residual.alias("rest"))
     # A join may reorder rows, and ALS sums in row order.
-    rest = rest.select("userId", "movieId", "residual").coalesce(1)
-    rest = rest.sortWithinPartitions("userId", "movieId")
-    als = make_als(
-        rank,
-        reg,
-        max_iter=max_iter,
-        seed=seed,
-        blocks=blocks,
-        cold_start="nan",
-        target="residual",
-    )
+    rest = rest.coalesce(1).sortWithinPartitions("userId", "movieId")
+    als = make_als(rank, reg, **options).setRatingCol("rest").setColdStartStrategy("nan")
     return ResidualALS(baseline, als.fit(rest))
-
-
-def fingerprint(train: DataFrame, **parameters: object) -> str:
-    """Return a SHA-256 over the training rows and the parameters that a model was fitted with.
-
-    The order of the rows does not count.
-    """
-    columns = [F.col(name) for name in sorted(train.columns)]
-    digest = F.xxhash64(*columns).cast("decimal(38,0)")
-    row = train.agg(F.count(F.lit(1)).alias("rows"), F.sum(digest).alias("sum")).first()
-    facts = {"rows": row["rows"], "sum": str(row["sum"]), **parameters}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-MANIFEST = "manifest.json"
-
-
-def save_model(model: ALSModel, folder: Path, mark: str) -> None:
-    """Save ``model`` with a manifest of file hashes and ``mark`` (see :func:`fingerprint`).
-
-    It is written beside ``folder`` and renamed, so that a crash leaves the old model or none. On a
-    cluster, or with Spark Connect, every machine must see ``folder``.
-
-    Raises:
-        StorageError: the disk is full, or the folder read-only.
-    """
-    folder = Path(folder).resolve()
-    with storing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            model.write().overwrite().save(_hadoop(fresh / "model"))
-            manifest = {"fingerprint": mark, "files": _hashes(fresh / "model")}
-            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                fresh.rename(folder)
-            except OSError:
-                if not (folder / MANIFEST).exists():  # else another process saved in between
-                    raise
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-
-
-class SavedModelError(RuntimeError):
-    """A saved model is missing, damaged, or was fitted on something else."""
-
-
-def load_model(folder: Path, mark: str) -> ALSModel:
-    """Load a model that :func:`save_model` wrote.
-
-    Raises:
-        SavedModelError: there is none, a file differs from the manifest, or ``mark`` differs.
-    """
-    folder = Path(folder).resolve()
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, saved_mark = manifest["files"], manifest["fingerprint"]
-    except FileNotFoundError:
-        raise SavedModelError("no saved model was found") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise SavedModelError("the saved model's manifest is damaged") from None
-    if saved_mark != mark:
-        raise SavedModelError("the saved model was fitted on other data or parameters")
-    if files != _hashes(folder / "model"):
-        raise SavedModelError("a file of the saved model is damaged or missing")
-    try:
-        return ALSModel.load(_hadoop(folder / "model"))
-    except Exception as error:
-        raise SavedModelError(f"Spark could not read the saved model ({error})") from None
-
-
-def load_or_fit(folder: Path, mark: str, fit: Callable[[], ALSModel]) -> tuple[ALSModel, str]:
-    """Return the saved model if it is whole and fits ``mark``; else fit, save and say so.
-
-    The second value is a sentence for the reader.
-    """
-    try:
-        return load_model(folder, mark), f"Loaded the saved model {Path(folder).name}."
-    except SavedModelError as error:
-        reason = str(error)
-    model = fit()
-    save_model(model, folder, mark)
-    return model, f"Fitted the model {Path(folder).name} anew: {reason}."
-
-
-def _hadoop(path: Path) -> str:
-    """Return a local path as Hadoop reads it: a scheme, and spaces as they are."""
-    text = path.as_posix()
-    return f"file://{text}" if text.startswith("/") else f"file:///{text}"
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @dataclass(frozen=True)
@@ -439,18 +256,18 @@ def factors(model: ALSModel) -> Factors:
     return Factors(users, movies, user_factors, movie_factors)
 
 
-def _rmse_of(found: Factors, ratings: pd.DataFrame) -> float:
+def _rmse_of(both: Factors, ratings: pd.DataFrame) -> float:
     """Return the RMSE in stars over the rows whose user and movie have factors.
 
     Raises:
         ValueError: there is no such row.
     """
-    user = np.searchsorted(found.users, ratings["userId"]).clip(max=len(found.users) - 1)
-    movie = np.searchsorted(found.movies, ratings["movieId"]).clip(max=len(found.movies) - 1)
-    warm = (found.users[user] == ratings["userId"]) & (found.movies[movie] == ratings["movieId"])
+    user = np.searchsorted(both.users, ratings["userId"]).clip(max=len(both.users) - 1)
+    movie = np.searchsorted(both.movies, ratings["movieId"]).clip(max=len(both.movies) - 1)
+    warm = (both.users[user] == ratings["userId"]) & (both.movies[movie] == ratings["movieId"])
     if not warm.any():
         raise ValueError("RMSE needs at least one prediction; no user and movie were trained on.")
-    dots = np.einsum("ij,ij->i", found.user_factors[user[warm]], found.movie_factors[movie[warm]])
+    dots = np.einsum("ij,ij->i", both.user_factors[user[warm]], both.movie_factors[movie[warm]])
     return float(np.sqrt(np.mean((dots.astype(float) - ratings["rating"][warm]) ** 2)))
 
 

@@ -1,8 +1,7 @@
 """Candidate generation: what to recommend to whom, from factors or from simple counts.
 
-Notebook 03 writes the path for one user out in Spark. Here the same is done for all users at once
-with two factor matrices in memory, and with the remedies for what plain ALS gets wrong. For users
-by the million, :func:`recommend_all` does it inside Spark: the same arithmetic on blocks of users.
+Notebook 03 writes it out: the path for one user in Spark, then seen movies masked and predictions
+shrunk for all users at once in two factor matrices, which is what stands here.
 """
 
 from __future__ import annotations
@@ -165,12 +164,6 @@ def best_rows(
     return table.loc[table["rank"] <= n].drop(columns="order").reset_index(drop=True)
 
 
-# --- all users, inside Spark ----------------------------------------------------------------------
-
-
-# --- one user -------------------------------------------------------------------------------------
-
-
 def popular(train: pd.DataFrame, seen: pd.DataFrame, users: Sequence[int], n: int = 10):
     """Return the most rated movies that each user has not seen, as :meth:`Recommender.recommend`.
 
@@ -187,31 +180,38 @@ def popular(train: pd.DataFrame, seen: pd.DataFrame, users: Sequence[int], n: in
     return Recommender(factors, train, seen).recommend(users, n)
 
 
-def viewer(user_id: int, train: pd.DataFrame, known: pd.DataFrame) -> tuple[int, str]:
-    """Return ``user_id``, or the first user to whom something can be recommended, and a sentence.
+def viewer(
+    user_id: int, known: pd.DataFrame, train: pd.DataFrame | None = None, *, likes: bool = False
+) -> tuple[int, str]:
+    """Return ``user_id``, or the first user who can be shown instead, and a sentence that says why.
 
-    That is a user with a row in ``train`` who has not rated all of its movies in ``known``; the
-    sentence says why another was chosen, and is empty if none was.
+    A user in ``known`` can be shown who has a row in ``train`` and has not rated all of its movies
+    (where ``train`` is given) and, with ``likes``, who liked a movie (see :func:`liked`). The
+    sentence is empty if no other user was chosen.
 
     Raises:
         NoCandidatesError: there is no such user.
     """
-    movies = train["movieId"].unique()
-    rated = known.loc[known["movieId"].isin(movies)].groupby("userId")["movieId"].nunique()
-    left = rated.index[(rated < len(movies)) & rated.index.isin(train["userId"])]
+    needs = {"has no rating in this data": set(known["userId"])}
+    if train is not None:
+        movies = train["movieId"].unique()
+        rated = known.loc[known["movieId"].isin(movies)].groupby("userId")["movieId"].nunique()
+        full = set(rated.index[rated == len(movies)])
+        needs["has rated every movie that could be recommended"] = set(known["userId"]) - full
+        needs["has no training rating"] = set(train["userId"])
+    if likes:
+        means = known.groupby("userId")["rating"].transform("mean")
+        mask = _is_liked(known["rating"] - means, known["rating"])
+        needs["liked none of the rated movies"] = set(known.loc[mask, "userId"])
+    left = set.intersection(*needs.values())
     if user_id in left:
         return user_id, ""
-    if left.empty:
+    if not left:
         raise NoCandidatesError(
-            "Every user has rated every movie: use a data set with more movies."
+            "Every user has rated every movie, or liked none: use a data set with more movies."
         )
-    if user_id not in known["userId"].to_numpy():
-        why = "has no rating in this data"
-    elif user_id in rated.index[rated == len(movies)]:
-        why = "has rated every movie that could be recommended"
-    else:
-        why = "has no training rating"
-    return int(left[0]), f"User {user_id} {why}: user {left[0]} is shown instead."
+    why = next(why for why, users in needs.items() if user_id not in users)
+    return int(min(left)), f"User {user_id} {why}: user {min(left)} is shown instead."
 
 
 def history(ratings: pd.DataFrame, movies: pd.DataFrame, user_id: int) -> pd.DataFrame:
@@ -247,7 +247,7 @@ def liked(user_history: pd.DataFrame) -> pd.DataFrame:
     Raises:
         NoCandidatesError: the user liked nothing.
     """
-    mask = (user_history["deviation"] >= 0) & (user_history["rating"] >= LIKED_FROM)
+    mask = _is_liked(user_history["deviation"], user_history["rating"])
     if not mask.any():
         raise NoCandidatesError(
             f"This user liked none of {len(user_history)} rated movies (the best has "
@@ -255,6 +255,10 @@ def liked(user_history: pd.DataFrame) -> pd.DataFrame:
             "recommend popular movies instead."
         )
     return user_history.loc[mask].reset_index(drop=True)
+
+
+def _is_liked(deviation: pd.Series, rating: pd.Series) -> pd.Series:
+    return (deviation >= 0) & (rating >= LIKED_FROM)
 
 
 def disliked(user_history: pd.DataFrame, margin: float = 1.0) -> pd.DataFrame:

@@ -1,13 +1,16 @@
-"""Figures of the series: one palette, axis labels always, and alt text for every figure.
+"""Figures of the series: one palette, axis labels always, alt text for every figure; controls.
 
 The palette is that of Okabe and Ito 2008, which colour-blind readers can tell apart. Two of its
-colours are pale on white; where several are drawn, each also has a marker with a dark edge.
+colours are pale on white; where several are drawn, each also has a marker with a dark edge. Each
+control stands beside a static table with the same content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+from collections.abc import Callable, Mapping, Sequence
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -40,11 +43,10 @@ def new_axes(
     width: float = 7.0, height: float = 3.6, columns: int = 1
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure and its ``columns`` axes with the series' look."""
-    figure, axes = plt.subplots(
-        1, columns, figsize=(width, height), layout="constrained", squeeze=False
-    )
-    for one in axes[0]:
-        one.spines[["top", "right"]].set_visible(False)
+    size = {"figsize": (width, height), "layout": "constrained"}
+    figure, axes = plt.subplots(1, columns, squeeze=False, **size)
+    for panel in axes[0]:
+        panel.spines[["top", "right"]].set_visible(False)
     return figure, list(axes[0])
 
 
@@ -145,15 +147,8 @@ def scatter(table: pd.DataFrame, *, xlabel: str, ylabel: str, labels: bool = Tru
     figure, (axes,) = new_axes(height=4.2)
     styles = zip(PALETTE, MARKERS, strict=True)
     for (name, points), (colour, marker) in zip(table.groupby("group"), styles, strict=False):
-        axes.scatter(
-            points["x"],
-            points["y"],
-            color=colour,
-            marker=marker,
-            label=name,
-            edgecolors=BLACK,
-            linewidths=0.5,
-        )
+        style = {"color": colour, "marker": marker, "edgecolors": BLACK, "linewidths": 0.5}
+        axes.scatter(points["x"], points["y"], label=name, **style)
     if labels:
         for name, x, y in zip(table.index, table["x"], table["y"], strict=True):
             axes.annotate(str(name), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8)
@@ -165,3 +160,52 @@ def scatter(table: pd.DataFrame, *, xlabel: str, ylabel: str, labels: bool = Tru
 
 def _short(text: str, limit: int = 38) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+# --- controls -----------------------------------------------------------------------------------
+
+
+def explorer(
+    render: Callable[..., pd.DataFrame], **controls: ipywidgets.ValueWidget
+) -> ipywidgets.VBox:
+    """Return controls above a table that follows them.
+
+    ``render`` is called with the control values by name and returns the table. A ``LookupError`` or
+    ``ValueError`` from it (an unknown user, say) is shown as its message, not as a traceback.
+    """
+    output = ipywidgets.HTML()
+
+    def update(_change: object = None) -> None:
+        values = {name: control.value for name, control in controls.items()}
+        output.value = as_html(render, **values)
+
+    for control in controls.values():
+        control.observe(update, names="value")
+    update()
+    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), output])
+
+
+def as_html(render: Callable[..., pd.DataFrame], **values: object) -> str:
+    """Return what :func:`explorer` shows for ``values``; all text in the table is escaped."""
+    try:
+        return render(**values).to_html(index=False, escape=True, border=0)
+    except (LookupError, ValueError) as error:
+        message = error.args[0] if error.args else error
+        return f"<p><b>{html.escape(str(message))}</b></p>"
+
+
+def user_box(value: int) -> ipywidgets.BoundedIntText:
+    """Return a box for a user id; any number may be typed."""
+    return ipywidgets.BoundedIntText(value=value, min=0, max=10**9, description="user")
+
+
+def choice(label: str, options: list[str]) -> ipywidgets.Dropdown:
+    """Return a drop-down list whose first option is chosen."""
+    return ipywidgets.Dropdown(options=options, description=label)
+
+
+def weight_slider(value: float = 0.5) -> ipywidgets.FloatSlider:
+    """Return a slider from 0 (retriever only) to 1 (LLM only)."""
+    return ipywidgets.FloatSlider(
+        value=value, min=0, max=1, step=0.1, description="LLM weight", continuous_update=False
+    )

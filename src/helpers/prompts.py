@@ -1,8 +1,8 @@
 """Prompts, the schemas of their answers, and the audit of what an answer claims.
 
-Notebooks 04 and 05 write every prompt out in a cell; what is here is the same text, and a cell
-asserts so. Titles, genres and tags are untrusted: they pass :func:`quote` before they enter a
-prompt. Messages are lists of ``{"role", "content"}`` as the OpenAI SDK takes them.
+Notebooks 04 and 05 write every prompt and the core of the audit out in a cell; what is here is the
+same, and a cell asserts so. Titles, genres and tags are untrusted: they pass :func:`quote` before
+they enter a prompt. Messages are lists of ``{"role", "content"}`` as the OpenAI SDK takes them.
 """
 
 from __future__ import annotations
@@ -416,6 +416,3 @@ def taste_table(rated: pd.DataFrame, at_least: int = 3) -> pd.DataFrame:
     return table.sort_values(
         ["kind", "mean_deviation", "name"], ascending=[False, False, True], ignore_index=True
     )
-
-
-# --- an LLM that names movies, and one that writes queries ----------------------------------------

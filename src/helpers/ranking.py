@@ -102,7 +102,7 @@ def settle(
     fallback: Sequence[int],
     damage: int = 0,
 ) -> Ranking:
-    """Turn named positions (``None`` for an unknown name) into a counted, complete ranking."""
+    """Turn named positions (``None``: unknown) into a ranking, as notebook 05 writes out."""
     known = [pick for pick in picks if pick is not None and 0 <= pick < n]
     order = list(dict.fromkeys(known))
     rest = [position for position in fallback if position not in set(order)]

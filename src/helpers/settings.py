@@ -97,7 +97,7 @@ class Settings:
 
     @property
     def cache_dir(self) -> Path:
-        """Saved models, the local reply store and other files that can be made again."""
+        """The local reply store and other files that can be made again."""
         return self.data_dir / "cache"
 
     @classmethod

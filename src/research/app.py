@@ -84,7 +84,7 @@ def fold_in(
 def load_retriever(dataset: data.Dataset, settings: Settings) -> Retriever:
     """Return the retriever of notebook 05 for this data, from a file of the app's own if it is new.
 
-    The first time Spark loads or fits the model and is closed again; after that the app needs
+    The first time Spark fits the model and is closed again; after that the app needs
     neither Spark nor Java.
 
     Raises:
@@ -103,12 +103,7 @@ def load_retriever(dataset: data.Dataset, settings: Settings) -> Retriever:
     session = get_spark(settings)
     try:
         train = data.split(data.load(session, dataset).ratings, seed=SEED)[0].cache()
-        options = {"implicit": True, "alpha": alpha}
-        model, _ = als.load_or_fit(
-            settings.cache_dir / "models" / dataset.name / "als_implicit",
-            als.fingerprint(train, rank=rank, reg=reg, max_iter=10, seed=SEED, **options),
-            lambda: als.make_als(rank, reg, seed=SEED, **options).fit(train),
-        )
+        model = als.make_als(rank, reg, seed=SEED, implicit=True, alpha=alpha).fit(train)
         factors, rows = als.factors(model), train.toPandas()[["userId", "movieId", "rating"]]
     finally:
         if not running:

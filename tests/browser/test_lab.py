@@ -73,13 +73,13 @@ def run_all(page, lab, path) -> list[dict]:
 
 
 def explorers(path) -> list[tuple[str, list[str]]]:
-    """Return the render function and the names of the controls of each ``widgets.explorer``."""
+    """Return the render function and the names of the controls of each ``plots.explorer``."""
     found = []
     for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type != "code" or "widgets.explorer(" not in cell.source:
+        if cell.cell_type != "code" or "plots.explorer(" not in cell.source:
             continue
         for node in ast.walk(ast.parse(cell.source)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "widgets.explorer":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "plots.explorer":
                 found.append((ast.unparse(node.args[0]), [word.arg for word in node.keywords]))
     return found
 
@@ -127,7 +127,7 @@ def check_explorer(page, box, function: str, names: list[str]) -> None:
             position == place for position in range(len(controls))
         ]
         pairs = ", ".join(f"{n}={v!r}" for n, v in zip(names, new, strict=True))
-        code = f"from helpers import widgets as _w; print(_w.as_html({function}, {pairs}))"
+        code = f"from helpers import plots as _p; print(_p.as_html({function}, {pairs}))"
         wanted = page.evaluate(TEXT, page.evaluate(ASK, code))
         page.wait_for_function(
             "([box, text]) => box.textContent.replace(/\\s+/g, ' ').trim() === text",

@@ -123,7 +123,7 @@ def test_history_likes_and_dislikes():
 def test_the_viewer_is_one_to_whom_something_can_be_recommended(wanted, shown, why):
     train = pd.DataFrame({"userId": [2, 3], "movieId": [1, 2]})
     known = pd.DataFrame({"userId": [2, 2, 3, 3, 4, 5], "movieId": [1, 2, 2, 9, 9, 1]})
-    user, sentence = viewer(wanted, train, known)
+    user, sentence = viewer(wanted, known, train)
     assert user == shown
     assert why in sentence and bool(sentence) == bool(why)
 
@@ -132,3 +132,14 @@ def test_where_all_have_seen_all_there_is_no_viewer():
     known = pd.DataFrame({"userId": [1, 1, 2, 2], "movieId": [1, 2, 1, 2]})
     with pytest.raises(NoCandidatesError, match="Every user has rated every movie"):
         viewer(1, known, known)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown", "why"), [(2, 2, ""), (1, 2, "liked none"), (9, 2, "no rating")]
+)
+def test_a_viewer_with_likes_liked_a_movie(wanted, shown, why):
+    known = pd.DataFrame({"userId": [1, 1, 2, 2], "movieId": [1, 2, 1, 2], "rating": [2, 1, 3, 5]})
+    user, sentence = viewer(wanted, known, likes=True)
+    assert user == shown and why in sentence and bool(sentence) == bool(why)
+    with pytest.raises(NoCandidatesError, match="liked none"):
+        viewer(1, known.assign(rating=2.5), likes=True)

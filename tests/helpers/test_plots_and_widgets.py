@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from helpers import plots, widgets
+from helpers import plots
 from helpers.candidates import NoCandidatesError
 
 
@@ -17,8 +17,8 @@ def render(user: int, remedy: str) -> pd.DataFrame:
 
 
 def explore():
-    user, remedy = widgets.user_box(12), widgets.choice("remedy", ["plain", "support"])
-    box = widgets.explorer(render, user=user, remedy=remedy)
+    user, remedy = plots.user_box(12), plots.choice("remedy", ["plain", "support"])
+    box = plots.explorer(render, user=user, remedy=remedy)
     return user, remedy, box.children[1]
 
 
@@ -47,11 +47,11 @@ def test_other_faults_are_not_hidden():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        widgets.explorer(broken, weight=widgets.weight_slider())
+        plots.explorer(broken, weight=plots.weight_slider())
 
 
 def test_the_slider_runs_from_the_retriever_to_the_llm():
-    slider = widgets.weight_slider()
+    slider = plots.weight_slider()
     assert (slider.min, slider.max) == (0, 1)
 
 

@@ -30,7 +30,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from slow_server import slow_server
 
 from conftest import ROOT
-from helpers import als, data, faults, replies
+from helpers import data, faults, replies
 from helpers.faults import StorageError
 from helpers.settings import Settings
 
@@ -155,20 +155,6 @@ def test_a_full_disk_while_a_request_is_noted(tiny_disk):
     assert {"messages": "y"} in pending.all()
 
 
-def test_a_full_disk_leaves_no_half_model(tiny_disk, spark):
-    rows = [(user, movie, float(user % 5)) for user in range(300) for movie in range(9)]
-    train = spark.createDataFrame(rows, "userId int, movieId int, rating float")
-    small = als.make_als(2, 0.1, max_iter=1).fit(train.where("userId < 5"))
-    als.save_model(small, tiny_disk / "model", "mark")
-    before = sorted(path.name for path in tiny_disk.rglob("*"))
-    fill(tiny_disk)
-    with pytest.raises(StorageError, match="model was not saved, the disk is full"):
-        als.save_model(als.make_als(60, 0.1, max_iter=1).fit(train), tiny_disk / "model", "other")
-    (tiny_disk / "filler").unlink()
-    assert sorted(path.name for path in tiny_disk.rglob("*")) == before
-    assert als.load_model(tiny_disk / "model", "mark").rank == 2
-
-
 @needs_torch
 def test_a_full_disk_stops_a_training_in_one_sentence(tiny_disk):
     """PyTorch says 'unexpected pos 64 vs 0' where the disk is full."""
@@ -192,16 +178,12 @@ def test_a_full_disk_stops_a_training_in_one_sentence(tiny_disk):
 WHERE = "cannot be written to: make it writable, or set HELPERS_HOME to a copy"
 
 
-def test_a_read_only_folder_is_one_sentence_wherever_it_is_met(closed_home, spark):
+def test_a_read_only_folder_is_one_sentence_wherever_it_is_met(closed_home):
     cache = closed_home / "data" / "cache"
-    model = als.make_als(2, 0.1, max_iter=1).fit(
-        spark.createDataFrame([(1, 1, 3.0), (2, 1, 4.0)], "userId int, movieId int, rating float")
-    )
     attempts = {
         "01_x.csv": lambda: save_table(closed_home),
         "replies.sqlite": lambda: replies.LocalStore(cache / "replies.sqlite"),
         "pending.jsonl": lambda: replies.PendingRequests(cache / "pending.jsonl").add({"a": 1}),
-        "als": lambda: als.save_model(model, cache / "models" / "als", "mark"),
     }
     for name, attempt in attempts.items():
         with pytest.raises(StorageError, match=f"{re.escape(name)} was not saved, .*{WHERE}"):
@@ -494,13 +476,13 @@ from helpers import als, data
 from helpers.spark import get_spark
 session = get_spark()
 train, validation, _ = data.split(data.load(session, data.locate()).ratings)
-als.grid_search(train, validation, ranks=[2], regs=[0.1], max_iter=1, progress=False)
+als.grid_search(train, validation, ranks=[2], regs=[0.1], max_iter=1)
 try:
     print("ready", flush=True)
-    als.grid_search(train, validation, ranks=range(20, 60), max_iter=40, progress=False)
+    als.grid_search(train, validation, ranks=range(20, 60), max_iter=40)
 except KeyboardInterrupt:
     start = time.perf_counter()
-    again = als.grid_search(train, validation, ranks=[2], regs=[0.1], max_iter=1, progress=False)
+    again = als.grid_search(train, validation, ranks=[2], regs=[0.1], max_iter=1)
     print("again", again.rank, round(time.perf_counter() - start))
 session.stop()
 """
@@ -525,7 +507,7 @@ users = (
     (user, [10, 20, 30], [{"role": "user", "content": f"user {user} "}]) for user in range(200)
 )
 with LocalStore(Path(sys.argv[1])) as store:
-    for one in scale.blocking(scale.rank_users(users, store=store, progress=False)):
+    for one in scale.blocking(scale.rank_users(users, store=store)):
         print("got", one.user, one.source, flush=True)
 """
 

@@ -64,8 +64,7 @@ FOUND = {
 
 @pytest.fixture
 def home(monkeypatch, settings, tmp_path):
-    """A home without saved models: a sound one would be loaded in place of the broken one, and a
-    broken one must not stay for other tests."""
+    """A home of its own: what a broken model writes must not stay for other tests."""
     shutil.copytree(settings.sample_dir, tmp_path / "data" / "sample")
     monkeypatch.setenv("HELPERS_HOME", str(tmp_path))
     monkeypatch.setenv("MOVIELENS_DIR", str(settings.sample_dir))

@@ -156,5 +156,5 @@ def test_tastes_can_be_learned(spark, tmp_path):
     train, _, test = (part.cache() for part in data.split(table))
     baseline = als.fit_bias_baseline(train)
     without_taste = als.rmse(baseline.transform(test))
-    model = als.fit_residual_als(train, rank=8, reg=0.1, baseline=baseline)
+    model = als.fit_residual_als(train, baseline, rank=8, reg=0.1)
     assert als.rmse(model.transform(test)) < 0.98 * without_taste < 0.98 * 1.05

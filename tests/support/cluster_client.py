@@ -57,7 +57,7 @@ def main(folder: Path, watched: bool) -> None:
     if watched:
         threading.Thread(target=announce, args=(spark,), daemon=True).start()
     grid = als.grid_search(
-        train, validation, test, ranks=(6,), regs=(0.1, 0.3), max_iter=6, blocks=2, progress=False
+        train, validation, test, ranks=(6,), regs=(0.1, 0.3), max_iter=6, blocks=2
     )
     # Its training rows come from several files: what reaches a block first is added first.
     spread = als.make_als(6, 0.1, max_iter=3, blocks=2).fit(by_hash[0])

@@ -53,7 +53,7 @@ def bench_grid(versus, session):
                 session.conf.set(name, value)
 
     def ours(ranks=RANKS):
-        grid = als.grid_search(train, validation, test, ranks=ranks, regs=REGS, progress=False)
+        grid = als.grid_search(train, validation, test, ranks=ranks, regs=REGS)
         for table in (train, validation, test):
             table.unpersist()
         found["ours"] = grid.rmse["validation"]

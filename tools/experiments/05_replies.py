@@ -38,7 +38,7 @@ class Asked:
 def recommenders(
     dataset: data.Dataset, settings: Settings, ratings: pd.DataFrame
 ) -> tuple[candidates.Recommender, candidates.Recommender]:
-    """Return the explicit and the implicit ALS of notebook 05, loaded or fitted.
+    """Return the explicit and the implicit ALS of notebook 05.
 
     Raises:
         DataError: notebook 02 or 03 has not run on this data.
@@ -49,19 +49,9 @@ def recommenders(
     train = data.split(data.load(get_spark(settings), dataset).ratings, seed=SEED)[0].cache()
     rows = train.toPandas()
     found = []
-    for name, rank, reg, options in (
-        ("als_explicit", int(best["rank"]), float(best.reg), {}),
-        (
-            "als_implicit",
-            int(tuned["rank"]),
-            float(tuned.reg),
-            {"implicit": True, "alpha": float(tuned.alpha)},
-        ),
-    ):
-        maker = als.make_als(rank, reg, seed=SEED, **options)
-        mark = als.fingerprint(train, rank=rank, reg=reg, max_iter=10, seed=SEED, **options)
-        folder = settings.cache_dir / "models" / dataset.name / name
-        model, _ = als.load_or_fit(folder, mark, lambda maker=maker: maker.fit(train))
+    implicit = {"implicit": True, "alpha": float(tuned.alpha)}
+    for row, options in ((best, {}), (tuned, implicit)):
+        model = als.make_als(int(row["rank"]), float(row.reg), seed=SEED, **options).fit(train)
         found.append(candidates.Recommender(als.factors(model), rows, seen=ratings))
     return found[0], found[1]
 
