@@ -1,12 +1,12 @@
 """Commands of the course, each as ``python tools/course.py NAME``.
 
-``run`` executes the core notebooks top to bottom and prints the ranked list; ``checkpoint``
-fits and saves what one notebook starts from; ``lab`` opens JupyterLab with the notebooks in
-order, ``app`` the page of notebook 05's app; ``slides`` and ``copies`` write slides of 01 to 06
-and notebooks for live coding. For authors: ``execute`` runs notebooks in place and saves clean
-outputs; ``tidy`` strips noise; ``nav`` writes the navigation bars, ``stamp`` the repository's
-address and ``table`` the README's table of results; ``batch`` exports unanswered LLM requests,
-imports the answers, and keeps them as JSON Lines.
+``run`` executes the core notebooks top to bottom and prints the ranked list; ``lab``
+opens JupyterLab with the notebooks in order, ``app`` the page of notebook 05's app; ``slides`` and
+``copies`` write slides of 01 to 06 and notebooks for live coding; ``forget`` deletes stored LLM
+replies. For authors: ``execute`` runs notebooks in place and saves clean outputs; ``tidy`` strips
+noise; ``nav`` writes the navigation bars, ``stamp`` the repository's address and ``table`` the
+README's table of results; ``batch`` exports unanswered LLM requests, imports the answers, and keeps
+them as JSON Lines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import checkpoints
 import nbformat
 import pandas as pd
 import publish
@@ -371,8 +370,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("stamp", help="write the repository's address into notebooks and README")
     tidying = commands.add_parser("tidy", help="strip noise from notebooks, keep their outputs")
     tidying.add_argument("files", nargs="*", type=Path, help="default: all notebooks")
-    prepare = commands.add_parser("checkpoint", help="fit and save what a notebook starts from")
-    prepare.add_argument("notebook", choices=sorted(checkpoints.NEEDS), help="its number, e.g. 05")
     commands.add_parser("table", help="write the README's table from notebook 06's results")
     commands.add_parser("lab", help="open JupyterLab with the notebooks in order")
     commands.add_parser("app", help="serve the page of notebook 05's app")
@@ -409,9 +406,6 @@ def _dispatch(settings: Settings, options: argparse.Namespace, rest: list[str]) 
         return write_address(settings)
     if options.command == "tidy":
         return tidy(settings, options.files)
-    if options.command == "checkpoint":
-        print("\n".join(checkpoints.prepare(options.notebook, settings)))
-        return 0
     if options.command == "table":
         return write_table(settings)
     if options.command == "lab":
