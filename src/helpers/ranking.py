@@ -292,7 +292,7 @@ def reorder(lists: pd.DataFrame, orders: Mapping[int, Sequence[int]]) -> pd.Data
         if len(order) != len(set(order)) or set(order) != candidates.get(user):
             raise ValueError(f"The order for user {user} is not one of the candidates, each once.")
         rows += [(user, rank, movie) for rank, movie in enumerate(order, 1)]
-    return pd.DataFrame(rows, columns=["userId", "rank", "movieId"], dtype=int)
+    return pd.DataFrame(rows, columns=pd.Index(["userId", "rank", "movieId"]), dtype=int)
 
 
 @dataclass(frozen=True)
