@@ -139,8 +139,8 @@ def with_examples(question: Question, examples: Sequence[Question], **options: A
         if shown.label is None:
             raise ValueError("An example has no answer; take it from training data.")
         parts.append(f"{shown.text} {shown.answers[shown.label]}")
-    asked = instruction(question, **options)
-    return replace(asked, text=" ".join([*parts, asked.text]))
+    prompt = instruction(question, **options)
+    return replace(prompt, text=" ".join([*parts, prompt.text]))
 
 
 def bare(question: Question, titles: Sequence[str] = ()) -> Prompt:
