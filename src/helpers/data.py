@@ -498,8 +498,10 @@ def core(ratings: pd.DataFrame, k: int = 5) -> pd.DataFrame:
     while True:
         rows = kept
         for column in ("userId", "movieId"):
-            counts = kept[column].value_counts()
-            kept = kept.loc[kept[column].isin(counts[counts >= k].index)]
+            _, place, counts = np.unique(
+                kept[column].to_numpy(), return_inverse=True, return_counts=True
+            )
+            kept = kept.loc[counts[place] >= k]
         if kept.empty:
             raise DataError(f"No user and movie have {k} ratings each; choose a smaller k.")
         if len(kept) == len(rows):
