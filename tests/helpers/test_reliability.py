@@ -336,7 +336,7 @@ def course_environment(home: Path = ROOT, **more: str) -> dict[str, str]:
 def test_the_command_in_a_read_only_folder_is_one_line(closed_home):
     (output := closed_home.parent / "out").mkdir()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "course.py"), "batch", "export", str(output / "x.jsonl")],
+        [sys.executable, str(ROOT / "tools" / "course.py"), "batch", "export", str(output / "x")],
         env=course_environment(closed_home), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
@@ -618,14 +618,8 @@ def test_ctrl_c_in_make_run_is_one_line_and_leaves_no_kernel(tmp_path):
     own, kernel = tmp_path / "pid", "import os, pathlib; "
     kernel += f"pathlib.Path({str(own)!r}).write_text(str(os.getpid()))"
     notebook_at(tmp_path, kernel, "import time; time.sleep(300)")
-    command = [
-        str(ROOT / "tools" / "course.py"),
-        "run",
-        "--to",
-        "01",
-        "--output",
-        str(tmp_path / "out"),
-    ]
+    command = [str(ROOT / "tools" / "course.py"), "run", "--to", "01", "--output"]
+    command += [str(tmp_path / "out")]
     status, _, errors = interrupted(command, "1/2", wait=0.5, env=course_environment(tmp_path))
     assert status == faults.INTERRUPTED and "Traceback" not in errors, errors
     assert errors.strip().splitlines()[-1] == "Stopped by Ctrl-C. What was finished is kept."
