@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import hashlib
 import http.client
 import io
 import os
 import re
-import shutil
 import tempfile
 import urllib.request
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import (
     FloatType,
@@ -42,7 +38,7 @@ from pyspark.sql.types import (
 
 from helpers import releases
 from helpers.faults import storing
-from helpers.releases import DataError
+from helpers.releases import COLUMNS, DataError
 from helpers.settings import Settings
 
 NAME = "ml-latest-small"
@@ -57,38 +53,28 @@ SHA256 = {
     "tags.csv": "92a9f8bb7916dceef6151209845788c3643f794dfa79d1feaec7121b5960399d",
 }
 
+_ID = (IntegerType(), "[0-9]{1,9}", "is not a whole number from 0 to 999999999")
+_TEXT = (StringType(), r"[^\r\n]*\S[^\r\n]*", "is empty or runs over the end of the line")
+# Type and form of each column. The forms are stricter than a cast: Spark turns " 5" or 3000000000
+# in a column of integers into null without a word, and reads line by line.
+_FORMS = {
+    "userId": _ID,
+    "movieId": _ID,
+    "rating": (FloatType(), releases.STARS, "is not a half-star rating from 0.5 to 5"),
+    "timestamp": (LongType(), "[0-9]{1,10}", "is not a time in whole seconds since 1970"),
+    "title": _TEXT,
+    "genres": _TEXT,
+    "imdbId": (StringType(), "[0-9]*", "is neither empty nor a number"),  # with leading zeros
+    "tmdbId": (
+        IntegerType(),
+        "[0-9]{0,9}",
+        "is neither empty nor a whole number up to 999999999",
+    ),
+    "tag": (StringType(), r"[^\r\n]*", "runs over the end of the line"),
+}
 SCHEMAS = {
-    "ratings": StructType(
-        [
-            StructField("userId", IntegerType()),
-            StructField("movieId", IntegerType()),
-            StructField("rating", FloatType()),
-            StructField("timestamp", LongType()),
-        ]
-    ),
-    "movies": StructType(
-        [
-            StructField("movieId", IntegerType()),
-            StructField("title", StringType()),
-            StructField("genres", StringType()),
-        ]
-    ),
-    # IMDb numbers have leading zeros.
-    "links": StructType(
-        [
-            StructField("movieId", IntegerType()),
-            StructField("imdbId", StringType()),
-            StructField("tmdbId", IntegerType()),
-        ]
-    ),
-    "tags": StructType(
-        [
-            StructField("userId", IntegerType()),
-            StructField("movieId", IntegerType()),
-            StructField("tag", StringType()),
-            StructField("timestamp", LongType()),
-        ]
-    ),
+    table: StructType([StructField(column, _FORMS[column][0]) for column in columns])
+    for table, columns in COLUMNS.items()
 }
 """Spark schemas of the four files, in the order of their columns."""
 
@@ -237,195 +223,131 @@ class DownloadError(RuntimeError):
 
 
 def download(
-    target: Path,
-    *,
-    url: str = URL,
-    checksums: dict[str, str] | None = None,
-    timeout: float = 5.0,
-    attempts: int = 2,
-    opener: Callable[..., IO[bytes]] = urllib.request.urlopen,
+    target: Path, *, url: str = URL, checksums: dict[str, str] = SHA256, timeout: float = 5.0
 ) -> Path:
     """Fetch the release from GroupLens into ``target`` and return it.
 
-    The archive is unpacked beside ``target``, each file is checked, and the folder is renamed in
-    one step; if another process was faster, its copy is used. ``timeout`` is in seconds and holds
-    for connecting and for each read. ``opener`` is called as ``opener(url, timeout=...)``.
+    The archive (1 MB) is read into memory and each file checked; a folder beside ``target`` is
+    then renamed in one step. If another process was faster, its copy is used. ``timeout`` is in
+    seconds and holds for connecting and for each read.
 
     Raises:
         DownloadError: no connection, a short or wrong archive, a wrong checksum, a full disk, or
             a ``target`` that holds something else.
     """
-    checksums = SHA256 if checksums is None else checksums
+    contents = _unpack(_fetch(url, timeout), checksums)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise DownloadError(f"The download cannot be stored: {error.strerror}.") from None
-    try:
-        _fetch_patiently(url, work / "archive.zip", timeout, attempts, opener)
-        _unpack(work / "archive.zip", work / "fresh", checksums)
-        _publish(work / "fresh", target, checksums)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
+            fresh = Path(work) / target.name
+            fresh.mkdir()
+            for name, content in contents.items():
+                (fresh / name).write_bytes(content)
+            try:
+                fresh.rename(target)
+            except OSError:
+                if not target.exists():  # else another process was faster, or it is something else
+                    raise
     except OSError as error:
         raise DownloadError(f"The download cannot be stored: {error.strerror or error}.") from None
-    finally:
-        # Also at KeyboardInterrupt.
-        shutil.rmtree(work, ignore_errors=True)
+    for name, wanted in checksums.items():
+        if not (target / name).is_file() or sha256(target / name) != wanted:
+            raise DownloadError(
+                f"{target.name} is there already and is not the release: move it away."
+            )
     return target
 
 
-def _fetch_patiently(
-    url: str, archive: Path, timeout: float, attempts: int, opener: Callable[..., IO[bytes]]
-) -> None:
-    for attempt in range(1, attempts + 1):
+def _fetch(url: str, timeout: float) -> bytes:
+    for last in (False, True):
         try:
-            return _fetch(url, archive, timeout, opener)
-        except DownloadError:
-            if attempt == attempts:
-                raise
+            with urllib.request.urlopen(url, timeout=timeout) as response:
+                return response.read()
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if last:
+                raise DownloadError(f"{url} cannot be fetched: {error}.") from None
+    raise AssertionError
 
 
-def _fetch(url: str, archive: Path, timeout: float, opener: Callable[..., IO[bytes]]) -> None:
+def _unpack(archive: bytes, checksums: dict[str, str]) -> dict[str, bytes]:
     try:
-        response = opener(url, timeout=timeout)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise DownloadError(f"{url} cannot be reached: {error}.") from None
-    with contextlib.closing(response), archive.open("wb") as file:
-        while block := _read_block(response, url):
-            file.write(block)
-        wanted = response.headers.get("Content-Length") or ""
-        if wanted.isdecimal() and file.tell() != int(wanted):
-            raise DownloadError(f"The download was cut short: {file.tell()} of {wanted} bytes.")
-
-
-def _read_block(response: IO[bytes], url: str) -> bytes:
-    # Apart from writing, so that a full disk is not taken for a broken connection.
-    try:
-        return response.read(1 << 16)
-    except (OSError, http.client.HTTPException) as error:
-        raise DownloadError(f"The connection to {url} broke: {error}.") from None
-
-
-def _unpack(archive: Path, folder: Path, checksums: dict[str, str]) -> None:
-    folder.mkdir()
-    try:
-        with zipfile.ZipFile(archive) as bundle:
-            _refuse_escapes(bundle)
+        with zipfile.ZipFile(io.BytesIO(archive)) as bundle:
             members = {PurePosixPath(name).name: name for name in bundle.namelist()}
-            for name in checksums:
-                if name not in members:
-                    raise DownloadError(f"The archive lacks {name}.")
-                with bundle.open(members[name]) as source, (folder / name).open("wb") as out:
-                    shutil.copyfileobj(source, out)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        # RuntimeError: encrypted, or an unknown way to compress (NotImplementedError).
+            escaping = [m for m in bundle.namelist() if re.search(r"^[/\\]|:|\.\.([/\\]|$)", m)]
+            contents = {name: bundle.read(members[name]) for name in checksums if name in members}
+    except Exception as error:  # each decompressor has its own; the disk is not touched here
         raise DownloadError(f"The archive is damaged: {error}.") from None
-    _verify(folder, checksums)
-
-
-def _refuse_escapes(bundle: zipfile.ZipFile) -> None:
-    for member in bundle.namelist():
-        path = PurePosixPath(member.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in member:
-            raise DownloadError(f"The archive holds a path that escapes its folder: {member}.")
-
-
-def _verify(folder: Path, checksums: dict[str, str]) -> None:
+    if escaping:
+        raise DownloadError(f"The archive holds a path that escapes its folder: {escaping[0]}.")
     for name, wanted in checksums.items():
-        if sha256(folder / name) != wanted:
+        if name not in contents:
+            raise DownloadError(f"The archive lacks {name}.")
+        if hashlib.sha256(contents[name]).hexdigest() != wanted:
             raise DownloadError(f"{name} has a wrong SHA-256: the download is damaged.")
-
-
-def _publish(fresh: Path, target: Path, checksums: dict[str, str]) -> None:
-    try:
-        fresh.rename(target)
-    except OSError as error:
-        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EACCES}:
-            raise
-        # Another process was faster, or something else has this name.
-        if any(
-            not (target / name).is_file() or sha256(target / name) != wanted
-            for name, wanted in checksums.items()
-        ):
-            raise DownloadError(
-                f"{target.name} is there already and is not the release: move it away."
-            ) from None
+    return contents
 
 
 # --- checking -----------------------------------------------------------------------------------
-
-_COLUMNS = releases.COLUMNS
-_TEXT = r"^[^\r\n]*$"
-_ID = (r"^[0-9]{1,9}$", "is not a whole number from 0 to 999999999")
-_TIME = (r"^[0-9]{1,10}$", "is not a time in whole seconds since 1970")
-_FILLED = (r"^[^\r\n]*\S[^\r\n]*$", "is empty or runs over the end of the line")
-# What each column has to look like, as a pattern of RE2. Stricter than a cast: Spark turns " 5" or
-# 3000000000 in a column of integers into null without a word, and reads line by line.
-_RULES = {
-    ("ratings", "userId"): _ID,
-    ("ratings", "movieId"): _ID,
-    ("ratings", "rating"): (
-        f"^({releases.STARS})$",
-        "is not a half-star rating from 0.5 to 5",
-    ),
-    ("ratings", "timestamp"): _TIME,
-    ("movies", "movieId"): _ID,
-    ("movies", "title"): _FILLED,
-    ("movies", "genres"): _FILLED,
-    ("links", "movieId"): _ID,
-    ("links", "imdbId"): (r"^[0-9]*$", "is neither empty nor a number"),
-    ("links", "tmdbId"): (r"^[0-9]{0,9}$", "is neither empty nor a whole number up to 999999999"),
-    ("tags", "userId"): _ID,
-    ("tags", "movieId"): _ID,
-    ("tags", "tag"): (_TEXT, "runs over the end of the line"),
-    ("tags", "timestamp"): _TIME,
-}
 
 
 def check(dataset: Dataset) -> Counts:
     """Read all four files and return their counts.
 
-    The files are read in blocks and only ids are kept, so that ml-32m fits in memory too. Line
-    numbers are looked up after a fault was found.
+    The files are read line by line and only ids are kept, so that ml-32m fits in memory too.
 
     Raises:
         DataError: the first fault found, with its file, line (1 is the header) and column.
     """
     try:
-        return _check(dataset)
+        ids = {table: _read_ids(dataset.path / f"{table}.csv") for table in TABLES}
+        movies = ids["movies"][:, 0]
+        for table in ("ratings", "movies", "links"):
+            what = "is there a second time; keep one of the two rows"
+            _refuse(dataset, table, pd.DataFrame(ids[table]).duplicated().to_numpy(), what)
+        for table in ("ratings", "links", "tags"):
+            strange = ~np.isin(ids[table][:, -1:], movies)
+            _refuse(dataset, table, strange[:, 0], "is not in movies.csv", ["movieId"])
     except DataError as error:
         if not dataset.note.startswith("converted"):
             raise
         raise DataError(
             f"{str(error).rstrip('.')} (these CSV files were {dataset.note})."
         ) from None
+    users, rated = (len(np.unique(column)) for column in ids["ratings"].T)
+    links, tags = len(ids["links"]), len(ids["tags"])
+    return Counts(len(ids["ratings"]), users, rated, len(movies), links, tags)
 
 
-def _check(dataset: Dataset) -> Counts:
-    ids = {table: _read_ids(dataset.path / f"{table}.csv", table) for table in TABLES}
-    known = np.unique(ids["movies"]["movieId"])
-    _unique(dataset, "ratings", ids["ratings"], ["userId", "movieId"])
-    _unique(dataset, "movies", ids["movies"], ["movieId"])
-    _unique(dataset, "links", ids["links"], ["movieId"])
-    for table in ("ratings", "links", "tags"):
-        strange = ~np.isin(ids[table]["movieId"], known)
-        if strange.any():
-            path = dataset.path / f"{table}.csv"
-            raise _fault(path, int(strange.argmax()), "movieId", "is not in movies.csv")
-    return Counts(
-        ratings=len(ids["ratings"]["movieId"]),
-        users=len(np.unique(ids["ratings"]["userId"])),
-        rated_movies=len(np.unique(ids["ratings"]["movieId"])),
-        movies=len(known),
-        links=len(ids["links"]["movieId"]),
-        tags=len(ids["tags"]["movieId"]),
-    )
+def _read_ids(path: Path) -> np.ndarray:
+    """Check each value by itself; return the ids that begin a row, of shape (rows, 1 or 2)."""
+    _check_header(path)
+    width = 1 + COLUMNS[path.stem].index("movieId")
+    ids = array("q")
+    if not _absent(path):
+        for _, fields in _rows(path):
+            ids.extend(map(int, fields[:width]))
+    if not ids and path.stem not in OPTIONAL:
+        raise DataError(f"{path.name}, line 2: there is no row below the header; copy it again.")
+    return np.array(ids, np.int64).reshape(-1, width)
+
+
+def _refuse(
+    dataset: Dataset, table: str, rows: np.ndarray, what: str, columns: Sequence[str] = ()
+) -> None:
+    """Name the first of the rows that are marked, if any."""
+    if rows.any():
+        path = dataset.path / f"{table}.csv"
+        line, fields = next(islice(_rows(path), int(rows.argmax()), None))
+        columns = columns or [name for name in COLUMNS[table] if name in ("userId", "movieId")]
+        value = ", ".join(fields[COLUMNS[table].index(column)] for column in columns)
+        raise _fault(path, line, "/".join(columns), f"{value!r} {what}")
 
 
 def _absent(path: Path) -> bool:
     return path.stem in OPTIONAL and not path.exists()
 
 
-def _check_header(path: Path, table: str) -> None:
+def _check_header(path: Path) -> None:
     """Check the first line and, where there is free text, the encoding of all lines."""
     if _absent(path):
         return
@@ -433,133 +355,59 @@ def _check_header(path: Path, table: str) -> None:
         raise DataError(f"{path.name} is missing: put it beside the other files.")
     with path.open("rb") as file:
         first = file.readline(10_000)
-    if b"\0" in first:
-        raise DataError(f"{path.name}, line 1: this is UTF-16 or UTF-32; save the file as UTF-8.")
     line = first.decode("utf-8-sig", errors="replace").rstrip("\r\n")
-    if not line.strip():
-        what = (
-            "line is empty; take it out"
-            if path.stat().st_size > 5
-            else "file is empty; copy it again"
-        )
-        raise DataError(f"{path.name}, line 1: the {what}.")
-    if fault := releases.header_fault(line, _COLUMNS[table]):
+    if b"\0" in first:
+        fault = "this is UTF-16 or UTF-32; save the file as UTF-8"
+    elif not line.strip():
+        empty = path.stat().st_size <= 5  # a byte order mark and a line end
+        fault = "the file is empty; copy it again" if empty else "the line is empty; take it out"
+    else:
+        fault = releases.header_fault(line, COLUMNS[path.stem])
+    if fault:
         raise DataError(f"{path.name}, line 1: {fault}.")
-    if table in ("movies", "tags"):
-        _check_encoding(path, table)  # Spark would put another character, without a word
+    if path.stem in ("movies", "tags"):
+        for _ in _lines(path):  # Spark would put another character, without a word
+            pass
 
 
-def _read_ids(path: Path, table: str) -> dict[str, np.ndarray]:
-    """Check each value by itself and return the id columns as arrays of shape (rows,)."""
-    _check_header(path, table)
-    names = [name for name in ("userId", "movieId") if name in _COLUMNS[table]]
-    kept: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.int32)] for name in names}
-    if _absent(path):
-        return {name: parts[0] for name, parts in kept.items()}
-    rows = 0
-    try:
-        for batch in _blocks(path, table):
-            _check_block(path, table, batch, rows)
-            rows += batch.num_rows
-            for name in names:
-                kept[name].append(pc.cast(batch.column(name), pa.int32()).to_numpy())
-    except pa.ArrowInvalid as error:
-        raise _unreadable(path, table, error) from None
-    if rows == 0 and table in ("ratings", "movies"):
-        raise DataError(f"{path.name}, line 2: there is no row below the header; copy it again.")
-    return {name: np.concatenate(parts) for name, parts in kept.items()}
-
-
-def _blocks(path: Path, table: str) -> Iterator[pa.RecordBatch]:
-    # Arrow takes a path only in UTF-8; a file opened here may have any name.
-    with path.open("rb") as file:
-        if len(file.readline()) == path.stat().st_size:
-            return  # Arrow wants a line end after a header without rows
-        file.seek(0)
-        yield from pacsv.open_csv(
-            file,
-            read_options=pacsv.ReadOptions(block_size=16 << 20),
-            parse_options=pacsv.ParseOptions(newlines_in_values=True),
-            convert_options=pacsv.ConvertOptions(
-                column_types=dict.fromkeys(_COLUMNS[table], pa.string()), strings_can_be_null=False
-            ),
-        )
-
-
-def _check_block(path: Path, table: str, batch: pa.RecordBatch, rows_before: int) -> None:
-    for column in _COLUMNS[table]:
-        pattern, what = _RULES[table, column]
-        good = pc.match_substring_regex(batch.column(column), pattern)
-        if not pc.all(good, min_count=0).as_py():
-            row = rows_before + pc.index(good, False).as_py()
-            raise _fault(path, row, column, what)
-
-
-def _unique(dataset: Dataset, table: str, ids: dict[str, np.ndarray], columns: list[str]) -> None:
-    # Both ids in one number: compared as numbers, "007" and "7" are the same.
-    key = np.zeros(len(ids["movieId"]), np.int64)
-    for column in columns:
-        key = key * 2**31 + ids[column]
-    if len(np.unique(key)) < len(key):
-        row = int(pd.Series(key).duplicated().to_numpy().argmax())
-        what = "is there a second time; keep one of the two rows"
-        raise _fault(dataset.path / f"{table}.csv", row, "/".join(columns), what)
-
-
-def _fault(path: Path, row: int, column: str, what: str) -> DataError:
-    line, fields = _record(path, row)
-    header = _COLUMNS[path.stem]
-    value = ", ".join(fields[header.index(name)] for name in column.split("/"))
-    remedy = "" if ";" in what else "; correct it or copy the file again"
-    return DataError(f"{path.name}, line {line}, column {column}: {value!r} {what}{remedy}.")
-
-
-def _check_encoding(path: Path, table: str) -> None:
-    columns = _COLUMNS[table]
+def _lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as fault:
-                before = next(csv.reader([line[: fault.start].decode("utf-8") + "?"]))
-                column = columns[min(len(before), len(columns)) - 1]
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
                 raise DataError(
-                    f"{path.name}, line {number}, column {column}: not UTF-8 (Latin-1, perhaps); "
-                    "convert the file to UTF-8 or copy the original again."
+                    f"{path.name}, line {number}: not UTF-8 (Latin-1, perhaps); convert the file "
+                    "to UTF-8 or copy the original again."
                 ) from None
+            yield text
 
 
-def _unreadable(path: Path, table: str, error: pa.ArrowInvalid) -> DataError:
-    """Find what Arrow stumbled over: bytes that are no UTF-8, else a row of another length."""
-    _check_encoding(path, table)
-    columns = _COLUMNS[table]
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        for fields in reader:
-            if fields and len(fields) != len(columns):
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row with the line on which it ends; quoted fields may span lines."""
+    columns = COLUMNS[path.stem]
+    forms = [re.compile(_FORMS[column][1]).fullmatch for column in columns]
+    reader = csv.reader(_lines(path))
+    try:
+        next(reader)
+        for fields in filter(None, reader):
+            if len(fields) != len(columns):
                 column = columns[min(len(fields), len(columns) - 1)]
-                return DataError(
-                    f"{path.name}, line {reader.line_num}, column {column}: {len(fields)} values "
-                    f"where {len(columns)} belong; correct it or copy the file again."
-                )
-    return DataError(f"{path.name} is no well-formed CSV file ({error}); copy the file again.")
+                what = f"{len(fields)} values where {len(columns)} belong"
+                raise _fault(path, reader.line_num, column, what)
+            for form, value, column in zip(forms, fields, columns, strict=True):
+                if not form(value):
+                    what = f"{value!r} {_FORMS[column][2]}"
+                    raise _fault(path, reader.line_num, column, what)
+            yield reader.line_num, fields
+    except csv.Error as error:
+        line = f"{path.name}, line {reader.line_num}"
+        raise DataError(f"{line}: no well-formed CSV ({error}); copy the file again.") from None
 
 
-def line_of_row(path: Path, row: int) -> int:
-    """Return the line on which data row ``row`` (from 0) ends; quoted fields may span lines."""
-    return _record(path, row)[0]
-
-
-def _record(path: Path, row: int) -> tuple[int, list[str]]:
-    # A later line may hold other bytes than UTF-8.
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.reader(file)
-        seen = -2  # the header takes it to -1; blank lines are no rows
-        for fields in reader:
-            seen += bool(fields)
-            if seen == row:
-                return reader.line_num, fields
-    raise IndexError(f"{path.name} has no row {row}.")
+def _fault(path: Path, line: int, column: str, what: str) -> DataError:
+    remedy = "" if ";" in what else "; correct it or copy the file again"
+    return DataError(f"{path.name}, line {line}, column {column}: {what}{remedy}.")
 
 
 # --- loading ------------------------------------------------------------------------------------
@@ -575,14 +423,15 @@ def load(spark: SparkSession, dataset: Dataset) -> Tables:
         DataError: a file is missing or empty, or its columns are not those of MovieLens.
     """
     for table in TABLES:
-        _check_header(dataset.path / f"{table}.csv", table)
+        _check_header(dataset.path / f"{table}.csv")
     return Tables(*(_read(spark, dataset, table) for table in TABLES))
 
 
 def _read(spark: SparkSession, dataset: Dataset, table: str) -> DataFrame:
-    if _absent(dataset.path / f"{table}.csv"):
+    file = dataset.path / f"{table}.csv"
+    if _absent(file):
         return spark.createDataFrame([], SCHEMAS[table])
-    path = str(dataset.path / f"{table}.csv")
+    path = str(file)
     if os.sep == "/":
         path = re.sub(r"([][{}*?\\])", r"\\\1", path)  # Spark takes a path for a pattern
     return spark.read.csv(
@@ -606,25 +455,22 @@ def load_pandas(dataset: Dataset, table: str) -> pd.DataFrame:
     if table not in TABLES:
         raise DataError(f"There is no table {table!r}; choose one of {', '.join(TABLES)}.")
     path = dataset.path / f"{table}.csv"
-    _check_header(path, table)
-    try:
-        return _read_pandas(path, table)
-    except (ValueError, OverflowError) as error:
-        _read_ids(path, table)
-        raise DataError(f"{path.name} cannot be read ({error}); copy the file again.") from None
-
-
-def _read_pandas(path: Path, table: str) -> pd.DataFrame:
+    _check_header(path)
+    columns: Any = COLUMNS[table]
     whole = {"userId": "int64", "movieId": "int64", "timestamp": "int64", "tmdbId": "Int64"}
-    types = {"rating": "float32", "imdbId": "string"} | whole
-    return pd.read_csv(
-        io.StringIO(",".join(_COLUMNS[table])) if _absent(path) else path,
-        dtype={name: types[name] for name in _COLUMNS[table] if name in types},
-        usecols=_COLUMNS[table],
-        encoding="utf-8-sig",
-        # "None" and "NA" are tags and could be titles.
-        keep_default_na=table == "links",
-    )
+    types: dict[str, Any] = {"rating": "float32", "imdbId": "string"} | whole
+    try:
+        return pd.read_csv(
+            io.StringIO(",".join(columns)) if _absent(path) else path,
+            dtype={name: types[name] for name in columns if name in types},
+            usecols=columns,
+            encoding="utf-8-sig",
+            # "None" and "NA" are tags and could be titles.
+            keep_default_na=table == "links",
+        )
+    except (ValueError, OverflowError) as error:
+        _read_ids(path)
+        raise DataError(f"{path.name} cannot be read ({error}); copy the file again.") from None
 
 
 def split(
@@ -639,9 +485,6 @@ def split(
     return tuple(ordered.randomSplit(list(weights), seed=seed))
 
 
-# --- the leave-one-out protocol ------------------------------------------------------------------
-
-
 def core(ratings: pd.DataFrame, k: int = 5) -> pd.DataFrame:
     """Return the k-core: drop users and movies with fewer than ``k`` ratings until none is left.
 
@@ -651,17 +494,18 @@ def core(ratings: pd.DataFrame, k: int = 5) -> pd.DataFrame:
     Raises:
         DataError: nothing is left.
     """
-    rows = ratings
+    kept = ratings
     while True:
-        users = rows.groupby("userId")["movieId"].transform("size")
-        rows = rows.loc[users >= k]
-        movies = rows.groupby("movieId")["userId"].transform("size")
-        kept = rows.loc[movies >= k]
+        rows = kept
+        for column in ("userId", "movieId"):
+            _, place, counts = np.unique(
+                kept[column].to_numpy(), return_inverse=True, return_counts=True
+            )
+            kept = kept.loc[counts[place] >= k]
         if kept.empty:
             raise DataError(f"No user and movie have {k} ratings each; choose a smaller k.")
         if len(kept) == len(rows):
             return kept.reset_index(drop=True)
-        rows = kept
 
 
 # --- results ------------------------------------------------------------------------------------

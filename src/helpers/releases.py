@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import compress
 from pathlib import Path
 
 from helpers.faults import storing
@@ -36,6 +37,24 @@ _GENRES_100K = (
     "Horror|Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
 )
 """The flags of u.item after the first, "unknown"."""
+_ID, _TIME = "([0-9]{1,9})", "([0-9]{1,10})"
+_RATING = "user, movie, stars from 0.5 to 5 and seconds, with {} between"
+# The table that a file holds, a line of it as a pattern, and in words.
+_FILES = {
+    "u.data": ("ratings", rf"{_ID}\t{_ID}\t({STARS})\t{_TIME}", _RATING.format("a tab")),
+    "ratings.dat": ("ratings", f"{_ID}::{_ID}::({STARS})::{_TIME}", _RATING.format("'::'")),
+    "u.item": (
+        "movies",
+        rf"{_ID}\|(.*)(?:\|[^|]*){{4}}((?:\|[01]){{18}})",
+        "movie, title, two dates, address and 19 flags, with '|' between",
+    ),
+    "movies.dat": ("movies", f"{_ID}::(.+)::(.*)", "movie, title and genres, with '::' between"),
+    "tags.dat": (
+        "tags",
+        f"{_ID}::{_ID}::(.*)::{_TIME}",
+        "user, movie, tag and seconds, with '::' between",
+    ),
+}
 _SEPARATORS = {"::": "'::'", ";": "';'", "\t": "a tab", "|": "'|'", " ": "a space"}
 _SPELLINGS = {
     "userId": {"userid", "user", "uid"},
@@ -76,19 +95,19 @@ def find(folder: Path, source: str) -> tuple[Path, tuple[str, str]]:
             f"{source} names a folder that does not exist: {folder}; point it at a folder with "
             "ratings.csv and movies.csv."
         )
-    names = {path.name for path in folder.iterdir() if _has(folder, path.name)}
+    entries = sorted(folder.iterdir())
+    names = {path.name for path in entries if _has(folder, path.name)}
     nearest = max(_FORMS, key=lambda form: len(names & {*form}))
     if names >= {*nearest}:
         return folder, nearest
-    inside = {path: form for form in _FORMS for path in folder.iterdir() if _has(path, *form)}
-    if len(inside) == 1 and not names & {*nearest}:
-        return next(iter(inside.items()))
+    inside = {path: form for form in _FORMS for path in entries if _has(path, *form)}
     if inside and not names & {*nearest}:
+        if len(inside) == 1:
+            return next(iter(inside.items()))
         several = _listed(sorted(path.name for path in inside))
         raise DataError(f"{source} names a folder that holds {several}: name one of them.")
     missing = [name for name in nearest if name not in names]
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    held = [path.name + "/" * path.is_dir() for path in entries]
+    held = [path.name + "/" * path.is_dir() for path in entries if path.name[0] != "."]
     packed = [name for name in held if _packed(name)]
     raise DataError(
         f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing in the folder found by "
@@ -129,7 +148,8 @@ def convert(folder: Path, form: tuple[str, str], cache: Path) -> Path:
         DataError: a line is not as in the release; names file and line.
         StorageError: ``cache`` cannot be written.
     """
-    sources = [path for name in (*form, "tags.dat") if (path := folder / name).is_file()]
+    names = (*form, "tags.dat") if form == ML_1M else form
+    sources = [path for name in names if (path := folder / name).is_file()]
     facts = [
         (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources
     ]
@@ -143,12 +163,10 @@ def convert(folder: Path, form: tuple[str, str], cache: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
         try:
-            separator = "\t" if form == ML_100K else "::"
-            _write(fresh, "ratings", _ratings(folder / form[0], separator))
-            movies = _movies_100k if form == ML_100K else _movies_1m
-            _write(fresh, "movies", movies(folder / form[1]))
-            _write(fresh, "links", [])
-            _write(fresh, "tags", _tags(folder / "tags.dat") if form == ML_1M else [])
+            for table in COLUMNS:
+                _write(fresh, table, [])
+            for path in sources:
+                _write(fresh, _FILES[path.name][0], _rows(path))
             fresh.chmod(0o755)
             fresh.rename(target)
         except OSError:
@@ -166,65 +184,29 @@ def _write(folder: Path, table: str, rows: Iterable[Iterable[str]]) -> None:
         writer.writerows(rows)
 
 
-def _ratings(path: Path, separator: str) -> Iterator[Iterable[str]]:
-    parts = ("[0-9]{1,9}", "[0-9]{1,9}", STARS, "[0-9]{1,10}")
-    pattern = re.compile(separator.join(f"({part})" for part in parts))
-    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if match := pattern.fullmatch(line.rstrip("\r\n")):
-                yield match.groups()
+def _rows(path: Path) -> Iterator[Iterable[str]]:
+    table, pattern, what = _FILES[path.name]
+    form = re.compile(pattern)
+    with path.open("rb") as file:
+        for number, content in enumerate(file, 1):
+            try:
+                line = content.decode("utf-8-sig")  # ml-10m, and copies that somebody converted
+            except UnicodeDecodeError:
+                line = content.decode("latin-1")
+            if match := form.fullmatch(line.rstrip("\r\n")):
+                yield _movie(*match.groups()) if table == "movies" else match.groups()
             elif line.strip():
-                what = f"user, movie, stars from 0.5 to 5 and seconds, with {separator!r} between"
-                raise _fault(path, number, line, what)
+                raise DataError(
+                    f"{path.name}, line {number}: {line.strip()[:80]!r} is not {what}; correct it "
+                    "or unpack the release again."
+                )
 
 
-def _tags(path: Path) -> Iterator[Iterable[str]]:
-    for number, line in _lines(path) if path.is_file() else []:
-        match = re.fullmatch("([0-9]{1,9})::([0-9]{1,9})::(.*)::([0-9]{1,10})", line)
-        if not match:
-            raise _fault(path, number, line, "user, movie, tag and seconds, with '::' between")
-        yield match.groups()
-
-
-def _movies_1m(path: Path) -> Iterator[Iterable[str]]:
-    for number, line in _lines(path):
-        match = re.fullmatch("([0-9]{1,9})::(.+)::(.*)", line)
-        if not match:
-            raise _fault(path, number, line, "movie, title and genres, with '::' between")
-        movie, title, genres = match.groups()
-        yield movie, title, genres.strip() or NO_GENRES
-
-
-def _movies_100k(path: Path) -> Iterator[Iterable[str]]:
-    for number, line in _lines(path):
-        fields = line.split("|")
-        flags = fields[-18:]
-        if len(fields) < 24 or not fields[0].isdecimal() or {*flags} - {"0", "1"}:
-            what = "movie, title, two dates, address and 19 flags, with '|' between"
-            raise _fault(path, number, line, what)
-        named = zip(_GENRES_100K.split("|"), flags, strict=True)
-        genres = [name for name, flag in named if flag == "1"]
-        title = "|".join(fields[1:-22])
-        # The release itself calls movie 267 "unknown".
-        yield fields[0], title if title.strip() else "unknown", "|".join(genres) or NO_GENRES
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")  # ml-10m, and copies that somebody converted
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line.rstrip("\r")
-
-
-def _fault(path: Path, number: int, line: str, what: str) -> DataError:
-    return DataError(
-        f"{path.name}, line {number}: {line.strip()[:80]!r} is not {what}; correct it or unpack "
-        "the release again."
-    )
+def _movie(movie: str, title: str, genres: str) -> tuple[str, str, str]:
+    if re.fullmatch(r"(\|[01])+", genres):
+        genres = "|".join(compress(_GENRES_100K.split("|"), map(int, genres[1::2])))
+    # ml-100k itself calls movie 267 "unknown".
+    return movie, title if title.strip() else "unknown", genres.strip() or NO_GENRES
 
 
 # --- naming what a CSV file is -------------------------------------------------------------------

@@ -14,28 +14,27 @@ import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pyspark
 from pyspark.sql import SparkSession
 
+from helpers import remote_spark
 from helpers.faults import storing
+from helpers.remote_spark import SparkStartError
 from helpers.settings import Settings
 
 SUPPORTED_JAVA = (17, 21)
 """Java versions that PySpark 4.3 is built and tested with."""
-
 
 JVM_OPTIONS = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
 """Variables with options that every JVM takes, wherever it is started."""
@@ -48,10 +47,6 @@ FOREIGN = ("SPARK_CONF_DIR", "HADOOP_CONF_DIR", "YARN_CONF_DIR", "SPARK_DIST_CLA
 
 class JavaError(RuntimeError):
     """Java is missing or has a version that Spark cannot use."""
-
-
-class SparkStartError(RuntimeError):
-    """Java is there, yet Spark did not start."""
 
 
 class SparkClosedError(RuntimeError):
@@ -78,16 +73,17 @@ class JavaInfo:
 
 def install_line() -> str:
     """Return the command that installs a suitable Java on this system."""
-    system = platform.system()
-    if system == "Darwin":
-        return "brew install openjdk@17"
-    if system == "Windows":
-        return "winget install EclipseAdoptium.Temurin.17.JDK"
-    if shutil.which("apt-get"):
-        return "sudo apt-get install openjdk-17-jre-headless"
-    if shutil.which("dnf"):
-        return "sudo dnf install java-17-openjdk-headless"
-    return "conda install -c conda-forge openjdk=17"
+    systems = {
+        "Darwin": "brew install openjdk@17",
+        "Windows": "winget install EclipseAdoptium.Temurin.17.JDK",
+    }
+    managers = {
+        "apt-get": "sudo apt-get install openjdk-17-jre-headless",
+        "dnf": "sudo dnf install java-17-openjdk-headless",
+    }
+    fitting = [line for name, line in managers.items() if shutil.which(name)]
+    anywhere = [*fitting, "conda install -c conda-forge openjdk=17"]
+    return systems.get(platform.system(), anywhere[0])
 
 
 def check_java() -> JavaInfo:
@@ -103,11 +99,10 @@ def check_java() -> JavaInfo:
     if not path or not Path(path).exists():
         where = f"JAVA_HOME ({home}) holds no Java" if home else "Java was not found"
         raise JavaError(f"{where}: {remedy}")
-    try:
+    text = ""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=60)
         text = done.stderr + done.stdout
-    except (OSError, subprocess.TimeoutExpired):
-        text = ""
     version = parse_java_version(text)
     options = [name for name in JVM_OPTIONS if os.environ.get(name)]
     if version is None and options:
@@ -125,11 +120,8 @@ def parse_java_version(text: str) -> int | None:
 
     ``1.8.0_402`` is Java 8, ``17.0.15`` and ``21-ea`` are 17 and 21.
     """
-    found = re.search(r'version "(\d+)(?:\.(\d+))?', text)
-    if not found:
-        return None
-    major = int(found[1])
-    return int(found[2]) if major == 1 and found[2] else major
+    number = re.search(r'version "(?:1\.)?(\d+)', text)
+    return int(number[1]) if number else None
 
 
 def get_spark(settings: Settings | None = None) -> SparkSession:
@@ -153,40 +145,36 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
     """
     settings = settings or Settings.from_env()
     if settings.spark_remote:
-        session = _connect(settings)
+        session = remote_spark.connect(settings, sql_options(settings))
         _closed.clear()
         return session
     check_java()
     environment = start_environment(settings)
-    builder = SparkSession.builder.appName("llm-recommenders")
-    for key, value in (_sql_options(settings) | _process_options(settings)).items():
-        builder = builder.config(key, value)
-    _await_master(settings.spark_master)
+    options = sql_options(settings) | process_options(settings)
+    builder = SparkSession.builder.appName("llm-recommenders").config(map=options)
+    remote_spark.await_master(settings.spark_master)
     log = settings.cache_dir / "spark.log"
     with storing(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         log.open("ab").close()
-    known = log.stat().st_size if log.exists() else 0
+    known = log.stat().st_size  # earlier starts wrote there too
     try:
         with _environment(environment), _output_to(log):
             session = builder.master(settings.spark_master).getOrCreate()
     except Exception as error:
-        with log.open("rb") as file:
-            file.seek(known)  # earlier starts wrote there too
-            text = file.read().decode("utf-8", errors="replace")
+        text = log.read_bytes()[known:].decode(errors="replace")
         # PySpark's own text for a JVM that ended, JAVA_GATEWAY_EXITED, gives no reason.
         why = start_fault(text) or start_fault(str(error))
         why = why or ("its JVM ended" if "GATEWAY" in str(error) else error)
-        known_to_matter = (*JVM_OPTIONS, "SPARK_LOCAL_DIRS", *FOREIGN, "SPARK_HOME")
-        check = [name for name in known_to_matter if os.environ.get(name)]
-        check = ", ".join([name for name in check if name not in environment] + ["SPARK_MASTER"])
+        suspects = {*JVM_OPTIONS, "SPARK_LOCAL_DIRS", *FOREIGN, "SPARK_HOME"} - {*environment}
+        check = ", ".join([*sorted(suspects & {*os.environ}), "SPARK_MASTER"])
         raise SparkStartError(
             f"Spark did not start: {why}; check {check} and SPARK_DRIVER_MEMORY, the rest is in "
             f"{log.name} in data/cache."
         ) from None
     _closed.clear()
     if settings.spark_master.startswith("spark://"):
-        _await_executor(session)
+        remote_spark.await_executor(session)
     return session
 
 
@@ -199,7 +187,7 @@ def start_environment(settings: Settings) -> dict[str, str | None]:
         SparkStartError: a variable names a Spark or Python that cannot serve the master, or this
             Python cannot hand the folders' names over; one sentence that names the variable.
     """
-    installed = [found.version for found in metadata.distributions(name="pyspark")]
+    installed = [package.version for package in metadata.distributions(name="pyspark")]
     if installed and pyspark.__version__ not in installed:
         raise SparkStartError(
             f"PySpark {pyspark.__version__} hides the course's {installed[0]}: take its folder out "
@@ -223,52 +211,26 @@ def start_environment(settings: Settings) -> dict[str, str | None]:
         # name need not be known to any name server.
         environment |= dict.fromkeys((*FOREIGN, "SPARK_HOME"))
         return environment | {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    home = os.environ.get("SPARK_HOME", "").strip()
-    if home and not any(Path(home).glob(f"jars/spark-core_*-{pyspark.__version__}.jar")):
-        raise SparkStartError(
-            f"SPARK_HOME ({home}) holds no Spark {pyspark.__version__}, the version of PySpark: "
-            "correct or unset it."
-        )
-    python = os.environ.get("PYSPARK_PYTHON", "").strip()
-    if not python and _on_this_machine(settings.spark_master):
-        environment["PYSPARK_PYTHON"] = sys.executable
-    elif python and (shutil.which(python) or _on_this_machine(settings.spark_master)):
-        wanted = "{}.{}".format(*sys.version_info)
-        version = _python_version(python)
-        if version != wanted:
-            raise SparkStartError(
-                f"PYSPARK_PYTHON ({python}) is {version or 'no Python'}, this is Python {wanted}: "
-                "both must be the same version."
-            )
-    return environment
-
-
-def _python_version(python: str) -> str:
-    """Return such as ``3.11``, or nothing where ``python`` does not run."""
-    command = [python, "-c", "import sys; print('{}.{}'.format(*sys.version_info))"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        return done.stdout.strip()
-    return ""
+    return environment | remote_spark.executor_environment(settings.spark_master)
 
 
 @contextlib.contextmanager
 def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
     """Change the process's environment for a while."""
     before = {name: os.environ.get(name) for name in changes}
-
-    def write(values: Mapping[str, str | None]) -> None:
-        for name, value in values.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-    write(changes)
     try:
+        _set_variables(changes)
         yield
     finally:
-        write(before)
+        _set_variables(before)
+
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 CLOSE_S = 20.0
@@ -290,8 +252,8 @@ def close_spark(session: SparkSession) -> None:
         session._sc._jsc = java_context
         return
     _explain_closed()
-    context = getattr(pyspark, "SparkContext", None)  # a client of Spark Connect may lack it
-    gateway = getattr(context, "_gateway", None)
+    context: Any = getattr(pyspark, "SparkContext", None)  # a client of Spark Connect may lack it
+    gateway: Any = getattr(context, "_gateway", None)
     process = getattr(gateway, "proc", None)
     if process is None:
         return
@@ -299,7 +261,8 @@ def close_spark(session: SparkSession) -> None:
     # Objects of the old session still hold its client, and would tell of a refused connection;
     # their context holds nothing, of which they would tell an AttributeError.
     gateway._gateway_client.send_command = _refuse
-    session._sc._jsc, session._sc._jvm = java_context, gateway.jvm
+    old: Any = session._sc
+    old._jsc, old._jvm = java_context, gateway.jvm
     context._gateway = context._jvm = None
     if platform.system() == "Windows":  # the process is a script there, and the JVM its child
         command = ["taskkill", "/f", "/t", "/pid", str(process.pid)]
@@ -337,67 +300,8 @@ def _explain_closed() -> None:
     shell.set_custom_exc((Exception,), show)
 
 
-REACH_S = 10.0
-"""Seconds to wait for an answer from a master or a Spark Connect server."""
-
-EXECUTOR_S = 60.0
-"""Seconds to wait for the first executor; starting its JVM takes a few."""
-
-
-def _connect(settings: Settings) -> SparkSession:
-    """Return a session on the Spark Connect server; nothing here touches a JVM.
-
-    Raises:
-        SparkStartError: the client is not installed, or the server does not answer.
-    """
-    url = settings.spark_remote
-    try:
-        from pyspark.sql.connect.client import DefaultChannelBuilder
-
-        channels = DefaultChannelBuilder(url)
-        channel = channels.toChannel()
-    except ImportError:
-        raise SparkStartError(
-            "Spark Connect needs its client: install it with pip install -e '.[scale]'."
-        ) from None
-    except ValueError:
-        # The address itself may hold a token.
-        raise SparkStartError(
-            "SPARK_REMOTE is no address of a Spark Connect server: write sc://host:port."
-        ) from None
-    answered = threading.Event()
-    # Spark's own client tries again for minutes.
-    channel.subscribe(
-        lambda state: answered.set() if state.name == "READY" else None, try_to_connect=True
-    )
-    ready = answered.wait(REACH_S)
-    channel.close()
-    if not ready:
-        raise SparkStartError(
-            f"No Spark Connect server answers at {channels.endpoint} within {REACH_S:.0f} s: "
-            "start it, or correct SPARK_REMOTE."
-        )
-    options = _sql_options(settings)
-    builder = SparkSession.builder
-    for key, value in options.items():
-        builder = builder.config(key, value)
-    session = builder.remote(url).getOrCreate()
-    refused = [key for key, value in options.items() if session.conf.get(key, None) != value]
-    if refused:
-        warnings.warn(
-            f"The Spark Connect server keeps its own {', '.join(refused)}: numbers may differ from "
-            "those of one machine.",
-            stacklevel=3,
-        )
-    return session
-
-
-def _on_this_machine(master: str) -> bool:
-    hosts = {host for host, _ in _addresses(master)}
-    return master.startswith("local") or (bool(hosts) and hosts <= LOOPBACK)
-
-
-def _sql_options(settings: Settings) -> dict[str, str]:
+def sql_options(settings: Settings) -> dict[str, Any]:
+    """Return the options that decide numbers, in any kind of session."""
     return {
         "spark.sql.shuffle.partitions": str(settings.spark_partitions),
         # The partitions of files and of tables from this process; on one machine it follows
@@ -412,7 +316,8 @@ def _sql_options(settings: Settings) -> dict[str, str]:
     }
 
 
-def _process_options(settings: Settings) -> dict[str, str]:
+def process_options(settings: Settings) -> dict[str, str]:
+    """Return the options of a session whose driver runs in a JVM of this process."""
     options = {
         "spark.default.parallelism": str(settings.spark_partitions),
         "spark.driver.memory": settings.spark_driver_memory,
@@ -433,58 +338,7 @@ def _process_options(settings: Settings) -> dict[str, str]:
         options["spark.driver.host"] = "localhost"
         options["spark.driver.bindAddress"] = "127.0.0.1"
         return options
-    options["spark.executor.memory"] = settings.spark_executor_memory
-    options["spark.executor.extraJavaOptions"] = "-Xss4m"
-    if settings.spark_executor_cores:
-        options["spark.executor.cores"] = str(settings.spark_executor_cores)
-    if settings.spark_driver_host:
-        options["spark.driver.host"] = settings.spark_driver_host
-    elif _on_this_machine(settings.spark_master):
-        options["spark.driver.host"] = "127.0.0.1"
-    return options
-
-
-LOOPBACK = {"localhost", "127.0.0.1"}
-
-
-def _addresses(master: str) -> list[tuple[str, int]]:
-    """Return hosts and ports of ``spark://host:port,host:port``, and nothing for other masters.
-
-    Raises:
-        SparkStartError: an address lacks its host or port.
-    """
-    if not master.startswith("spark://"):
-        return []
-    found = [re.fullmatch(r"(.+):(\d{1,5})", part) for part in master[8:].split(",")]
-    if not all(found):
-        raise SparkStartError(f"SPARK_MASTER is {master!r}: write spark://host:port.")
-    return [(match[1].strip("[]"), int(match[2])) for match in found]
-
-
-def _await_master(master: str) -> None:
-    """Refuse at once a standalone master that nobody answers for; Spark itself takes a minute."""
-    addresses = _addresses(master)
-    for address in addresses:
-        with contextlib.suppress(OSError), socket.create_connection(address, REACH_S):
-            return
-    if addresses:
-        raise SparkStartError(
-            f"No Spark master answers at {master}: start it, or correct SPARK_MASTER."
-        )
-
-
-def _await_executor(session: SparkSession) -> None:
-    """Wait for the first executor: without one every job waits for ever."""
-    status = session.sparkContext._jsc.sc().statusTracker()
-    until = time.monotonic() + EXECUTOR_S
-    while len(status.getExecutorInfos()) < 2:  # the driver is one of them
-        if time.monotonic() > until:
-            session.stop()
-            raise SparkStartError(
-                f"The Spark master gave no executor within {EXECUTOR_S:.0f} s: start a worker or "
-                "free one, or ask for less with SPARK_EXECUTOR_MEMORY and SPARK_EXECUTOR_CORES."
-            )
-        time.sleep(0.2)
+    return options | remote_spark.executor_options(settings)
 
 
 @contextlib.contextmanager
@@ -515,11 +369,13 @@ def start_fault(text: str) -> str:
     """
     quiet = r"\s+at |\s+\.\.\. \d+ more|WARNING|Picked up |Error occurred during|\s*$"
     lines = [line.strip() for line in text.splitlines() if not re.match(quiet, line)]
-    told = (
+    signs = (
         r"Caused by: ", r"(Exception in thread \S+ |: )?[\w.$]+(Exception|Error)\b",
         r"(?i).*(invalid|exception|could not|cannot|error|multiple|conflicting|fail|unrecognized)",
     )  # fmt: skip
-    causes, exceptions, others = ([x for x in lines if re.match(like, x)] for like in told)
+    causes, exceptions, others = (
+        [line for line in lines if re.match(sign, line)] for sign in signs
+    )
     reason = (causes[-1:] or exceptions or others or [""])[0]
     prefix = r"Caused by: |Exception in thread \S+ |[\d:]{8} (ERROR|WARN) \w+: |: "
     return re.sub(rf"^({prefix})", "", reason).rstrip(".")

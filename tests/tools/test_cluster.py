@@ -24,6 +24,7 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
+from helpers import remote_spark
 from helpers import spark as spark_module
 from helpers.settings import Settings
 from helpers.spark import JavaError, SparkStartError, check_java, get_spark
@@ -128,8 +129,8 @@ def run(script: str, home: Path, **more: str) -> str:
 
 
 NO_EXECUTOR = """
-from helpers import spark
-spark.EXECUTOR_S = 2
+from helpers import remote_spark, spark
+remote_spark.EXECUTOR_S = 2
 try:
     spark.get_spark()
 except spark.SparkStartError as error:
@@ -137,7 +138,7 @@ except spark.SparkStartError as error:
 """
 STATIC_OPTION = """
 from helpers import spark
-spark._sql_options = lambda settings: {"spark.sql.warehouse.dir": "/elsewhere"}
+spark.sql_options = lambda settings: {"spark.sql.warehouse.dir": "/elsewhere"}
 spark.get_spark()
 """
 
@@ -185,7 +186,7 @@ def test_the_job_finishes_when_a_worker_is_killed_half_way(cluster, one_machine,
 
 def options(**variables: str) -> dict[str, str]:
     settings = Settings.from_env({"HELPERS_HOME": str(ROOT)} | variables)
-    return spark_module._process_options(settings) | spark_module._sql_options(settings)
+    return spark_module.process_options(settings) | spark_module.sql_options(settings)
 
 
 def test_executors_get_their_sizes_and_the_driver_its_name():
@@ -230,7 +231,7 @@ def test_a_master_that_does_not_answer_is_named_at_once(closed_port):
 
 def test_a_connect_server_that_does_not_answer_is_named_in_seconds(closed_port, monkeypatch):
     pytest.importorskip("grpc", reason="needs the scale extra: pip install -e '.[scale]'")
-    monkeypatch.setattr(spark_module, "REACH_S", 1.0)
+    monkeypatch.setattr(remote_spark, "REACH_S", 1.0)
     with pytest.raises(SparkStartError, match=f"^No Spark Connect .*127.0.0.1:{closed_port} with"):
         get_spark(settings_for(SPARK_REMOTE=f"sc://127.0.0.1:{closed_port}"))
     with socket.create_server(("127.0.0.1", 0)) as mute:  # takes calls and never says a word
