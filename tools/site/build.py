@@ -15,11 +15,13 @@ import textwrap
 from pathlib import Path
 
 import nbformat
-import publish
 from nbformat.v4 import new_output
 from sphinx.cmd.build import main as sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))  # here and in conf.py, which Sphinx runs in this process
+import publish  # noqa: E402
+
 DOCUMENTS = [
     "CHANGELOG.md", "CONTRIBUTING.md", "data/README.md", "data/replies/README.md",
     "data/sample/README.md", "docs/glossary.md", "docs/teaching.md",
