@@ -462,7 +462,11 @@ data.download(Path(sys.argv[1]))
 def test_ctrl_c_in_the_download_leaves_nothing(tmp_path):
     target = tmp_path / "store" / "ml"
     status, _, errors = interrupted(
-        ["-c", DOWNLOAD, str(target)], "reading", 3, env=course_environment()
+        # A signal between the print and the sleep would be heard after the sleep.
+        ["-c", DOWNLOAD, str(target)],
+        "reading",
+        wait=0.5,
+        env=course_environment(),
     )
     assert status != 0 and errors.strip().endswith("KeyboardInterrupt")
     assert not list(tmp_path.iterdir())
