@@ -35,9 +35,10 @@ $(READY): requirements.lock pyproject.toml
 	@$(PIP) --require-hashes -r requirements.lock && $(PIP) --no-deps --editable . && touch $@
 # PyTorch has other builds on other systems, so only it comes without a hash.
 $(EXTRA): $(READY) requirements-llamarec.lock
+	@echo "Adding PyTorch and transformers..."
 	@$(PIP) --require-hashes --no-deps -r requirements-llamarec.lock && $(PIP) torch==$(TORCH) && touch $@
 $(TOOLS): $(READY) requirements-tools.lock
-	@$(PIP) --require-hashes --no-deps -r requirements-tools.lock && touch $@
+	@echo "Adding the browser tools..." && $(PIP) --require-hashes --no-deps -r requirements-tools.lock && touch $@
 test: $(EXTRA) $(TOOLS) # two at a time, then by themselves the ones that time something
 	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not alone"; first=$$?; \
 	 $(BIN)/python -m pytest -m alone && exit $$first
