@@ -200,6 +200,8 @@ def trainable(dataset: Dataset, settings: Settings | None = None) -> Dataset:
     Raises:
         DataError: the ratings cannot be read.
     """
+    if dataset.verified:
+        return dataset  # known to be large enough: its ratings are not read twice
     ratings = load_pandas(dataset, "ratings")
     note = ""
     if len(ratings) == ratings["userId"].nunique() * ratings["movieId"].nunique():
