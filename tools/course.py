@@ -34,7 +34,7 @@ from helpers import data, llm, replies
 from helpers.faults import command, storing
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
-from research import app, batch
+from research import app, scale
 
 CORE = ("01", "02", "03", "04", "05")
 RANKED_LIST = "05_ranked_list.csv"
@@ -293,7 +293,7 @@ def exchange_batch(settings: Settings, action: str, file: Path) -> int:
                 for body in pending
                 if store.get(replies.request_key(body), fault=llm.usable) is None
             ]
-            count = batch.export_batch(pending, file, settings.llm_model or "MODEL")
+            count = scale.export_batch(pending, file, settings.llm_model or "MODEL")
             print(f"{count} requests written to {file}.")
             return 0
         if action == "keep":
@@ -305,12 +305,9 @@ def exchange_batch(settings: Settings, action: str, file: Path) -> int:
             ]
             print(f"{replies.write_jsonl(fresh, file)} replies written to {file}.")
             return 0
-        asked = {replies.request_key(body): body for body in pending}
-        report = batch.import_batch(
-            file, pending, store, judge=lambda key, answer: llm.usable(asked[key], answer)
-        )
+        report = scale.import_batch(file, pending, store)
     print(report)
-    return 0 if report.complete else 1
+    return 1 if report.again else 0
 
 
 def forget(settings: Settings) -> int:

@@ -57,7 +57,7 @@ def python() -> str:
 
 def variables() -> str:
     """Check the environment variables."""
-    llm.budget_of(Settings.from_env())
+    llm.Budget.of(Settings.from_env())
     return "can be read"
 
 

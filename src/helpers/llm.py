@@ -1,97 +1,47 @@
 """The plain OpenAI client, with a transport underneath that can answer from records.
 
-``connect()`` returns an ``openai.OpenAI``. Its transport answers in one of three ways: live (the
-server of ``OPENAI_BASE_URL``), recorded (a stored reply to exactly this request), or not at all,
-with :class:`NoReply`. Live replies are stored; keys never are.
+``connect()`` returns an ``openai.OpenAI``. Its transport answers live (the server of
+``OPENAI_BASE_URL``), from a stored reply to exactly this request, or not at all, with
+:class:`helpers.outcomes.NoReply`. Live replies are stored; keys never are.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
 from typing import Any, cast
 
 import httpx2
 import openai
 from openai.lib._parsing._completions import type_to_response_format_param
 
-from helpers import answers
-from helpers.budgets import Budget, answer_of, budget_of, estimate_tokens, json_of, preview  # noqa: F401
-from helpers.dialects import Attempt, Dialects, ServerWarning, server_of  # noqa: F401
-from helpers.outcomes import FAULTS, NoReply, Outcome, fault_of, one_text, outcome_of, usable, words
+from helpers import answers, servers
+from helpers.outcomes import FAULTS, NoReply, Outcome, fault_of, outcome_of, usable
 from helpers.replies import Body, CommittedStore, LocalStore, PendingRequests, Reply, request_key
+from helpers.servers import Attempt, Budget, estimate_tokens, preview, server_of
 from helpers.settings import Settings, SettingsError
+
+__all__ = [  # what the notebooks find here
+    "FAULTS",
+    "Budget",
+    "NoReply",
+    "Outcome",
+    "ask",
+    "connect",
+    "describe",
+    "estimate_tokens",
+    "fault_of",
+    "is_live",
+    "mode",
+    "model",
+    "outcome_of",
+    "preview",
+    "response_format",
+    "usable",
+]  # fmt: skip
 
 RECORDED_MODEL = "recorded"
 PROVENANCE = "made by a Claude model from the prompt alone, see data/replies/README.md"
-
-
-def connect(settings: Settings | None = None, *, budget: Budget | None = None) -> openai.OpenAI:
-    """Return the OpenAI client; it is ordinary in every other way.
-
-    Raises:
-        SettingsError: see :func:`is_live`.
-    """
-    settings = settings or Settings.from_env()
-    options, live = client_options(settings), None
-    if is_live(settings):
-        # An ordinary client, so that HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE count.
-        live = httpx2.Client(follow_redirects=True)
-    else:
-        options["base_url"] = "http://recorded.invalid/v1"
-    transport = RecordingTransport(settings, live, budget or budget_of(settings))
-    client = httpx2.Client(transport=transport, timeout=settings.llm_timeout_s)
-    return openai.OpenAI(**options, http_client=client)
-
-
-def client_options(settings: Settings) -> dict[str, Any]:
-    """Return how the SDK's clients, the plain and the asynchronous one, reach the server."""
-    azure = httpx2.URL(settings.llm_base_url or "").host.endswith(".azure.com")
-    return {
-        "api_key": settings.llm_api_key or "no-key",
-        "base_url": settings.llm_base_url,
-        "default_query": settings.llm_query,
-        "default_headers": {"api-key": settings.llm_api_key or ""} if azure else None,
-        "timeout": settings.llm_timeout_s,
-    }
-
-
-def response_format(schema: type) -> Body:
-    """Return the ``response_format`` that the SDK's ``parse`` sends for a pydantic model."""
-    return cast(Body, type_to_response_format_param(schema))
-
-
-def ask(
-    client: openai.OpenAI,
-    messages: list[dict[str, str]],
-    *,
-    schema: type | None = None,
-    **options: Any,
-) -> Outcome:
-    """Ask and return the text, or what went wrong; faults of a server are never raised.
-
-    Kinds: ok, no_reply, budget, quota, timeout, connection, rate_limited, server_error, rejected,
-    malformed, refusal, truncated, empty, unreadable, prompt_cut.
-    """
-    if schema is not None:
-        options["response_format"] = response_format(schema)
-    options.setdefault("model", model())
-    create: Any = client.chat.completions.with_raw_response.create
-    try:
-        response = create(messages=messages, **options).http_response
-    except FAULTS as error:
-        return fault_of(error)
-    source = response.headers.get("x-reply-source", "live")
-    outcome = outcome_of({"messages": messages, **options}, json_of(response.content), source)
-    if outcome.kind == "malformed" and (server_words := words(response.text)):
-        return dataclasses.replace(outcome, why=f"{outcome.why}; it says: {server_words}")
-    if schema is None or outcome.kind != "ok":
-        return outcome
-    answer = answers.read(outcome.text, schema)
-    kind = "ok" if answer.value is not None else "unreadable"
-    return dataclasses.replace(outcome, kind=kind, **vars(answer))
 
 
 def is_live(settings: Settings) -> bool:
@@ -102,17 +52,16 @@ def is_live(settings: Settings) -> bool:
     """
     if settings.llm_mode in {"recorded", "none"}:
         return False
-    server = bool(settings.llm_base_url or settings.llm_api_key)
-    if settings.llm_mode == "live" and not (server and settings.llm_model):
-        name = "LLM_MODEL to a model of your server" if server else "OPENAI_BASE_URL too"
+    if settings.llm_mode == "live" and (name := missing(settings) or not settings.llm_model):
+        name = name if isinstance(name, str) else "OPENAI_BASE_URL and LLM_MODEL"
         raise SettingsError(f"LLM_MODE is live: set {name}.")
-    return server and bool(settings.llm_model)
+    return bool(settings.llm_model) and not missing(settings)
 
 
 def missing(settings: Settings) -> str:
-    """Return the variable without which the server that is half configured is not asked, or ""."""
-    server = settings.llm_base_url or settings.llm_api_key
-    if settings.llm_mode in {"recorded", "none"} or bool(server) == bool(settings.llm_model):
+    """Return the variable without which a server that is half configured is not asked, or ""."""
+    server = bool(settings.llm_base_url or settings.llm_api_key)
+    if settings.llm_mode in {"recorded", "none"} or server == bool(settings.llm_model):
         return ""
     return "LLM_MODEL" if server else "OPENAI_BASE_URL"
 
@@ -144,16 +93,70 @@ def describe(settings: Settings | None = None) -> str:
 
 
 def _sources(settings: Settings) -> list[str]:
-    """Return what answers without a server, in words."""
-    sources = []
-    if CommittedStore(settings.replies_dir).all():
-        sources.append(f"recorded replies, {PROVENANCE}")
-    path = settings.cache_dir / "replies.sqlite"
-    if path.exists():
-        with LocalStore(path) as store:
-            models = ", ".join(store.models())
-        sources += [f"your own stored replies, by {models}"] if models else []
-    return sources
+    committed = CommittedStore(settings.replies_dir).all()
+    with LocalStore(settings.cache_dir / "replies.jsonl") as store:
+        models = ", ".join(store.models())
+    sources = [f"recorded replies, {PROVENANCE}"] if committed else []
+    return sources + ([f"your own stored replies, by {models}"] if models else [])
+
+
+def connect(
+    settings: Settings | None = None,
+    *,
+    budget: Budget | None = None,
+    transport: RecordingTransport | None = None,
+) -> openai.OpenAI:
+    """Return the OpenAI client; it is ordinary in every way but its transport.
+
+    Raises:
+        SettingsError: see :func:`is_live`.
+    """
+    settings = settings or Settings.from_env()
+    live = httpx2.Client(follow_redirects=True) if is_live(settings) else None
+    transport = transport or RecordingTransport(settings, live, budget or Budget.of(settings))
+    azure = httpx2.URL(settings.llm_base_url or "").host.endswith(".azure.com")
+    return openai.OpenAI(
+        api_key=settings.llm_api_key or "no-key",
+        base_url=settings.llm_base_url if transport.live else "http://recorded.invalid/v1",
+        default_query=settings.llm_query,
+        default_headers={"api-key": settings.llm_api_key or ""} if azure else None,
+        timeout=settings.llm_timeout_s,
+        http_client=httpx2.Client(transport=transport, timeout=settings.llm_timeout_s),
+    )
+
+
+def response_format(schema: type) -> Body:
+    """Return the ``response_format`` that the SDK's ``parse`` sends for a pydantic model."""
+    return cast(Body, type_to_response_format_param(schema))
+
+
+def ask(
+    client: openai.OpenAI,
+    messages: list[dict[str, str]],
+    *,
+    schema: type | None = None,
+    **options: Any,
+) -> Outcome:
+    """Ask and return the text, or what went wrong; faults of a server are never raised.
+
+    Kinds: ok, no_reply, budget, quota, timeout, connection, rate_limited, server_error, rejected,
+    malformed, refusal, truncated, empty, unreadable, prompt_cut.
+    """
+    if schema is not None:
+        options["response_format"] = response_format(schema)
+    options.setdefault("model", model())
+    create: Any = client.chat.completions.with_raw_response.create
+    try:
+        response = create(messages=messages, **options).http_response
+    except FAULTS as error:
+        return fault_of(error)
+    source = response.headers.get("x-reply-source", "live")
+    outcome = outcome_of({"messages": messages, **options}, servers.json_of(response), source)
+    if schema is None or outcome.kind != "ok":
+        return outcome
+    answer = answers.read(outcome.text, schema)
+    kind = "ok" if answer.value is not None else "unreadable"
+    return dataclasses.replace(outcome, kind=kind, **vars(answer))
 
 
 class Stores:
@@ -162,7 +165,7 @@ class Stores:
     def __init__(self, settings: Settings, local: LocalStore | None = None) -> None:
         """Open the course's local store unless another one is given."""
         self.settings, self.committed = settings, CommittedStore(settings.replies_dir)
-        self.local = local or LocalStore(settings.cache_dir / "replies.sqlite")
+        self.local = local or LocalStore(settings.cache_dir / "replies.jsonl")
 
     def find(self, body: Body, *, model: str | None = None, server: str = "") -> Reply | None:
         """Return a usable reply: the ``model``'s own, from ``server`` or from a batch.
@@ -174,19 +177,30 @@ class Stores:
             if self.settings.llm_mode == "none":
                 return None
             return self.committed.get(key) or self.local.get(key, fault=usable)
-        for name in (server, "batch"):
-            if reply := self.local.get(key, model=model, server=name, fault=usable):
-                return reply
-        return None
+        own = self.local.get(key, model=model, server=server, fault=usable)
+        return own or self.local.get(key, model=model, server="batch", fault=usable)
+
+    def keep(self, body: Body, response: httpx2.Response, *, model: str, server: str) -> None:
+        """Store an answer if it is usable."""
+        answer = servers.answer_of(response)
+        if answer is not None and not usable(body, answer):
+            asked = {name: body[name] for name in body if name not in {"model", "user"}}
+            self.local.put(asked, answer, model=model, server=server)
 
 
 class RecordingTransport(httpx2.BaseTransport):
     """Answers from the stores, or sends on and stores the answer."""
 
-    def __init__(self, settings: Settings, live: httpx2.Client | None, budget: Budget) -> None:
-        """``live`` is the client that reaches a server; ``None`` answers from records only."""
+    def __init__(
+        self,
+        settings: Settings,
+        live: httpx2.Client | None,
+        budget: Budget,
+        stores: Stores | None = None,
+    ) -> None:
+        """``live`` is a client that reaches a server, proxies and all; ``None``: records only."""
         self.settings, self.live, self.budget = settings, live, budget
-        self.stores, self.dialects = Stores(settings), Dialects()
+        self.stores, self.forms = stores or Stores(settings), {}
         self.pending = PendingRequests(settings.cache_dir / "pending.jsonl")
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -199,37 +213,31 @@ class RecordingTransport(httpx2.BaseTransport):
         if self.live is not None and request.method != "POST":
             return self.live.send(request, stream=True)
         body = json.loads(request.read() or b"{}")
-        model, server, stream = body.get("model", ""), server_of(request.url), body.get("stream")
-        if self.live is None and stream:
-            raise openai.OpenAIError("A recorded reply cannot be streamed: leave stream out.")
-        place = {"model": str(model), "server": server} if self.live is not None else {}
-        reply = None if stream else self.stores.find(body, **place)
-        if reply is not None:
-            source, answer = {"x-reply-source": reply.origin}, one_text(reply.response)
-            return httpx2.Response(200, headers=source, json=answer, request=request)
+        if body.get("stream"):
+            raise openai.OpenAIError("This client stores whole replies: leave stream out.")
+        model, server = str(body.get("model", "")), server_of(request.url)
+        place = {"model": model, "server": server} if self.live else {}
+        if reply := self.stores.find(body, **place):
+            headers = {"x-reply-source": reply.origin}
+            return httpx2.Response(200, headers=headers, json=reply.response, request=request)
         if self.live is None:
             self.pending.add({name: body[name] for name in body if name != "model"})
-            raise NoReply(request_key(body), missing(self.settings))
-        response = self._send(self.live, body, request)
-        answer = None if stream and response.is_success else answer_of(response)
-        if answer is not None and not usable(body, answer):
-            kept = {name: body[name] for name in body if name not in {"model", "user"}}
-            self.stores.local.put(kept, answer, **place)
-        return response
-
-    def _send(self, live: httpx2.Client, body: Body, request: httpx2.Request) -> httpx2.Response:
-        attempt = Attempt(self.settings, self.dialects, request, body)
+            names = missing(self.settings) or "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL"
+            raise NoReply(
+                f"No reply to this request is recorded, and no LLM is configured: set {names} "
+                "(see README.md); the request was noted as pending."
+            )
+        attempt = Attempt(self.settings, self.forms, request)
         reserved = self.budget.wait(attempt.body)
-        attempt.start()
-        with self.budget.passage(reserved, attempt.body) as passage, without_key(self.settings):
+        with self.budget.passage(reserved, attempt.body) as passage:
             while passage.response is None or attempt.again(passage.response):
                 passage.sent = True
-                response = live.send(attempt.request(), stream=True)
-                if body.get("stream") and response.is_success:
-                    attempt.learn()
-                    return response  # what a stream takes is not read: it counts in full
-                response.read()
+                try:
+                    response = self.live.send(attempt.request())
+                except httpx2.TransportError as error:  # a key may stand in an address
+                    raise type(error)(self.settings.scrub(str(error))) from None
                 passage.response = attempt.received(response)
+        self.stores.keep(body, passage.response, model=model, server=server)
         return passage.response
 
     def close(self) -> None:
@@ -237,14 +245,3 @@ class RecordingTransport(httpx2.BaseTransport):
         self.stores.local.close()
         if self.live is not None:
             self.live.close()
-
-
-@contextlib.contextmanager
-def without_key(settings: Settings) -> Iterator[None]:
-    """Keep the key out of what a connection says that failed."""
-    try:
-        yield
-    except httpx2.TransportError as error:
-        if (text := settings.scrub(str(error))) == str(error):
-            raise
-        raise type(error)(text) from None
