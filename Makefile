@@ -57,4 +57,4 @@ binder: $(READY) ; @$(BIN)/python tools/benchmarks/binder.py
 lock: ; @python3 tools/lock.py
 clean: # replies of your own may have cost money: they stay
 	rm -rf $(VENV) executed build docs-build live tests/artefacts .pytest_cache .ruff_cache .hypothesis
-	if [ -d data/cache ]; then find data/cache -mindepth 1 ! -name 'replies.sqlite*' -delete; fi
+	if [ -d data/cache ]; then find data/cache -mindepth 1 ! -name 'replies.jsonl' -delete; fi

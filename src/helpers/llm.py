@@ -148,7 +148,7 @@ def _sources(settings: Settings) -> list[str]:
     sources = []
     if CommittedStore(settings.replies_dir).all():
         sources.append(f"recorded replies, {PROVENANCE}")
-    path = settings.cache_dir / "replies.sqlite"
+    path = settings.cache_dir / "replies.jsonl"
     if path.exists():
         with LocalStore(path) as store:
             models = ", ".join(store.models())
@@ -162,7 +162,7 @@ class Stores:
     def __init__(self, settings: Settings, local: LocalStore | None = None) -> None:
         """Open the course's local store unless another one is given."""
         self.settings, self.committed = settings, CommittedStore(settings.replies_dir)
-        self.local = local or LocalStore(settings.cache_dir / "replies.sqlite")
+        self.local = local or LocalStore(settings.cache_dir / "replies.jsonl")
 
     def find(self, body: Body, *, model: str | None = None, server: str = "") -> Reply | None:
         """Return a usable reply: the ``model``'s own, from ``server`` or from a batch.

@@ -231,7 +231,7 @@ def retry_after(headers: Any) -> float | None:
 
 
 def request_body(one: ToRank, options: Body | None = None) -> Body:
-    """Return the request that :func:`helpers.ranking.ask_all` makes too, without the model."""
+    """Return the request that :func:`research.evaluation.ask_all` makes too, without the model."""
     return {"messages": one.messages, "response_format": _FORMAT, **(options or {})}
 
 
@@ -303,7 +303,7 @@ async def rank_users(
         raise SettingsError(f"concurrency is {concurrency}; it must be at least 1.")
     settings = settings or Settings.from_env()
     own = store is None
-    store = store or LocalStore(settings.cache_dir / "replies.sqlite")
+    store = store or LocalStore(settings.cache_dir / "replies.jsonl")
     budget = budget or llm.budget_of(settings)
     job = _Job(settings, store, budget, limits or Limits(), concurrency, retries, options)
     job.count_stored = count_stored

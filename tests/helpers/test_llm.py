@@ -486,7 +486,7 @@ def test_a_bad_reply_is_neither_stored_nor_replayed_if_it_is(offline, name):
     with serve(("ok", BAD[name]), ("ok", completion(RANKED))) as server:
         settings = live(offline, server)
         assert ranked(settings).kind != "ok"
-        with LocalStore(offline.cache_dir / "replies.sqlite") as store:
+        with LocalStore(offline.cache_dir / "replies.jsonl") as store:
             assert store.all() == []
             address = f"127.0.0.1:{server.server_address[1]}"
             store.put(body, BAD[name], model="served", server=address)
@@ -510,7 +510,7 @@ def test_a_reply_cut_at_a_low_limit_says_nothing_about_a_higher_one(offline):
 
 def test_committed_records_come_first_and_every_reply_names_its_model(offline):
     body = {"messages": MESSAGES}
-    with LocalStore(offline.cache_dir / "replies.sqlite") as store:
+    with LocalStore(offline.cache_dir / "replies.jsonl") as store:
         store.put(body, completion("mine"), model="served", server="s")
     assert "Claude" not in llm.describe(offline) and "served" in llm.describe(offline)
     mine = ask(offline)

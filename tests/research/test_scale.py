@@ -21,10 +21,10 @@ from misbehaving_server import completion, serve
 from slow_server import slow_server
 
 from conftest import ROOT
-from helpers import budgets, llm, ranking
+from helpers import budgets, llm
 from helpers.replies import LocalStore, request_key
 from helpers.settings import Settings, SettingsError
-from research import scale
+from research import evaluation, scale
 
 SHOWN = [10, 20, 30]
 MANY = int(os.environ.get("SCALE_USERS", "2000"))
@@ -48,12 +48,12 @@ def settings_for(url: str | None, **more: str) -> Settings:
 def rank(people, url, tmp_path, **options):
     options = {"progress": False, "max_completion_tokens": 40, **options}
     settings = options.pop("settings", None) or settings_for(url)
-    with LocalStore(tmp_path / "replies.sqlite") as store:
+    with LocalStore(tmp_path / "replies.jsonl") as store:
         return list(scale.blocking(scale.rank_users(people, settings, store=store, **options)))
 
 
 def stored(tmp_path) -> set[int]:
-    with LocalStore(tmp_path / "replies.sqlite") as store:
+    with LocalStore(tmp_path / "replies.jsonl") as store:
         texts = [reply.request["messages"][-1]["content"] for reply in store.all()]
     return {int(text.split()[1]) for text in texts}
 
@@ -308,7 +308,7 @@ def test_users_are_taken_only_as_far_ahead_as_requests_go(tmp_path):
             yield user(number)
             number += 1
 
-    with slow_server(0.01) as server, LocalStore(tmp_path / "replies.sqlite") as store:
+    with slow_server(0.01) as server, LocalStore(tmp_path / "replies.jsonl") as store:
         settings = settings_for(server.url)
         results = scale.rank_users(endless(), settings, store=store, concurrency=4, progress=False)
         with contextlib.closing(scale.blocking(results)) as stream:
@@ -334,7 +334,7 @@ def test_the_same_prompt_is_asked_once(tmp_path):
 def test_it_runs_inside_a_running_loop_and_shows_the_cost(tmp_path, capsys):
     async def inside(url):
         settings = settings_for(url, LLM_PRICE_IN="10", LLM_PRICE_OUT="20")
-        with LocalStore(tmp_path / "replies.sqlite") as store:
+        with LocalStore(tmp_path / "replies.jsonl") as store:
             stream = scale.rank_users(users(5), settings, store=store, total=5)
             direct = [r.user async for r in stream]
             threaded = list(
@@ -373,7 +373,7 @@ def test_replies_are_those_of_the_notebooks(tmp_path):
         settings = Settings.from_env({**env, "OPENAI_BASE_URL": server.url, "LLM_MODEL": "served"})
         with llm.connect(settings) as client:
             requests = {one.user: (SHOWN, one.messages) for one in users(3)}
-            asked = ranking.ask_all(client, requests, model="served")
+            asked = evaluation.ask_all(client, requests, model="served")
         found = list(scale.blocking(scale.rank_users(users(4), settings, progress=False)))
         assert len(server.log()) == 4
         offline = Settings.from_env(env)
@@ -388,7 +388,7 @@ def test_replies_are_those_of_the_notebooks(tmp_path):
 JOB = """
 import sys
 from pathlib import Path
-from research import scale
+from research import evaluation, scale
 from helpers.replies import LocalStore
 users = (
     (user, [10, 20, 30], [{"role": "user", "content": f"user {user} "}])
@@ -415,7 +415,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path):
             "LLM_MODE": "live",
             "LLM_MAX_TOKENS": "100000000",
         }
-        command = [sys.executable, "-c", JOB, str(tmp_path / "replies.sqlite"), str(MANY)]
+        command = [sys.executable, "-c", JOB, str(tmp_path / "replies.jsonl"), str(MANY)]
         return subprocess.Popen(command, env=env, stdout=out.open("w"))
 
     with slow_server(0.02) as server:
@@ -496,7 +496,7 @@ def test_batches_stream_and_say_what_to_ask_again(tmp_path):
     stranger = {**two[0], "custom_id": "someone"}
     output = [reply_to(line) for line in [*two, stranger]]
     (first / "batch-0002.output.jsonl").write_text("\n".join(output))
-    with LocalStore(tmp_path / "replies.sqlite") as store:
+    with LocalStore(tmp_path / "replies.jsonl") as store:
         report = scale.import_batches(first, store)
         assert (report.imported, report.unknown) == (6, 2)
         assert report.again == {
@@ -529,7 +529,7 @@ def test_each_partition_ranks_with_its_own_client(tmp_path, spark):
         [(one.user, one.shown, json.dumps(one.messages)) for one in people],
         columns=["userId", "shown", "messages"],
     )
-    store = tmp_path / "replies.sqlite"
+    store = tmp_path / "replies.jsonl"
     with slow_server(0.1) as server:
         settings = settings_for(server.url)
         ranked = scale.in_partitions(settings, store, partitions=2, concurrency=3, rows_at_once=4)
