@@ -2,7 +2,7 @@
 #: make run          set up, run notebooks 01-05, print the ranked list of movies
 #: make lab          set up, open JupyterLab with the notebooks in order
 #: make app          set up, open the app of notebook 05 on a page of its own
-#: make doctor       check Python, Java, memory, Spark, data, LLM
+#: make doctor       check Python, Java, memory, data, LLM
 #: make test         set up, run every test, notebooks included
 #: make test-release only the tests that need MOVIELENS_DIR and were skipped without it
 #: make slides       slides of notebooks 01-06 into docs-build/slides/

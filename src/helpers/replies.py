@@ -42,22 +42,15 @@ def request_key(body: Body) -> str:
     if limit := body.get("max_completion_tokens") or body.get("max_tokens"):
         content["max_completion_tokens"] = limit
     if "response_format" in content:
-        content["response_format"] = _bare_schema(content["response_format"])
+        schema = json.dumps(content["response_format"])
+        content["response_format"] = json.loads(schema, object_hook=_without_notes)
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _bare_schema(value: Any, names: bool = False) -> Any:
-    """Drop notes, but not a property that happens to be called ``title``."""
-    if isinstance(value, dict):
-        return {
-            key: _bare_schema(item, names=key in {"properties", "$defs"} and not names)
-            for key, item in value.items()
-            if names or key not in SCHEMA_NOTES
-        }
-    if isinstance(value, list):
-        return [_bare_schema(item) for item in value]
-    return value
+def _without_notes(node: Body) -> Body:
+    """Drop a schema's notes, but not the property that happens to be called ``title``."""
+    return {k: v for k, v in node.items() if k not in SCHEMA_NOTES or isinstance(v, dict)}
 
 
 @dataclass(frozen=True)
@@ -92,18 +85,18 @@ def read_jsonl(path: Path) -> Iterator[Reply]:
 
 
 def _records(lines: bytes, name: str) -> Iterator[Body]:
-    """Yield the records in whose key, request and response one can trust."""
-    for number, line in enumerate(lines.split(b"\n"), 1):
+    """Yield the records whose key belongs to the request and whose response holds a message."""
+    for number, line in enumerate(lines.splitlines(), 1):
         try:
-            record = json.loads(line or b"null")
-            if record and record["key"] != request_key(record["request"]):
+            record = json.loads(line)
+            if record["key"] != request_key(record["request"]):
                 raise ValueError("the key does not belong to the request")
-            if record and "response" in record:
+            if "response" in record:
                 record["response"]["choices"][0]["message"]
         except (ValueError, KeyError, TypeError, IndexError) as error:
             warnings.warn(f"{name}, line {number}: skipped ({error}).", StoreWarning, 2)
         else:
-            yield from [record] if record else []
+            yield record
 
 
 def write_jsonl(replies: Iterable[Reply], path: Path) -> int:
