@@ -2,7 +2,7 @@
 #: make run          set up, run notebooks 01-05, print the ranked list of movies
 #: make lab          set up, open JupyterLab with the notebooks in order
 #: make app          set up, open the app of notebook 05 on a page of its own
-#: make doctor       check Python, Java, memory, Spark, data, LLM
+#: make doctor       check Python, Java, memory, data, LLM
 #: make test         set up, run every test, notebooks included
 #: make test-release only the tests that need MOVIELENS_DIR and were skipped without it
 #: make slides       slides of notebooks 01-06 into docs-build/slides/
@@ -57,4 +57,4 @@ binder: $(READY) ; @$(BIN)/python tools/benchmarks/binder.py
 lock: ; @python3 tools/lock.py
 clean: # replies of your own may have cost money: they stay
 	rm -rf $(VENV) executed build docs-build live tests/artefacts .pytest_cache .ruff_cache .hypothesis
-	if [ -d data/cache ]; then find data/cache -mindepth 1 ! -name 'replies.sqlite*' -delete; fi
+	if [ -d data/cache ]; then find data/cache -mindepth 1 ! -name 'replies.jsonl' -delete; fi

@@ -31,7 +31,6 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from tqdm import tqdm
 
 from helpers import data, llm, replies
-from helpers.faults import command, storing
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
 from research import app, scale
@@ -165,10 +164,8 @@ def run(settings: Settings, first: str, last: str, output: Path) -> int:
     print(dataset.describe())
     chosen = [path for path in notebooks(settings) if first <= path.name[:2] <= last]
     ranked = settings.cache_dir / RANKED_LIST
-    with storing(ranked):
-        ranked.unlink(missing_ok=True)
-    with storing(output):
-        output.mkdir(parents=True, exist_ok=True)
+    ranked.unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for path in chosen:
         try:
@@ -176,8 +173,7 @@ def run(settings: Settings, first: str, last: str, output: Path) -> int:
         except NotebookFailedError as error:
             print(f"Stopped. {error}", file=sys.stderr)
             return 1
-        with storing(output / path.name):
-            nbformat.write(done, output / path.name)
+        nbformat.write(done, output / path.name)
     print(f"\n{len(chosen)} notebooks in {time.perf_counter() - start:.0f} s.")
     if ranked.exists():
         print_ranked_list(ranked)
@@ -285,7 +281,7 @@ def exchange_batch(settings: Settings, action: str, file: Path) -> int:
     noted = replies.PendingRequests(settings.cache_dir / "pending.jsonl").all()
     committed = replies.CommittedStore(settings.replies_dir)
     pending = [body for body in noted if committed.get(replies.request_key(body)) is None]
-    with replies.LocalStore(settings.cache_dir / "replies.sqlite") as store:
+    with replies.LocalStore(settings.cache_dir / "replies.jsonl") as store:
         if action == "export":
             # A request stays noted after its answer came; it must not be sent and paid again.
             pending = [
@@ -312,7 +308,11 @@ def exchange_batch(settings: Settings, action: str, file: Path) -> int:
 
 def forget(settings: Settings) -> int:
     """Forget the replies of live servers, and the requests that found none; records stay."""
-    stored, waiting = replies.forget(settings.cache_dir)
+    pending = settings.cache_dir / "pending.jsonl"
+    waiting = len(replies.PendingRequests(pending).all())
+    with replies.LocalStore(settings.cache_dir / "replies.jsonl") as store:
+        stored = store.forget()
+    pending.unlink(missing_ok=True)
     print(f"{stored} stored replies and {waiting} waiting requests are forgotten.")
     return 0
 
@@ -417,4 +417,4 @@ def _dispatch(settings: Settings, options: argparse.Namespace, rest: list[str]) 
 
 
 if __name__ == "__main__":
-    sys.exit(command(main))
+    sys.exit(main())

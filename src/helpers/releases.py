@@ -15,8 +15,6 @@ from collections.abc import Iterable, Iterator
 from itertools import compress
 from pathlib import Path
 
-from helpers.faults import storing
-
 COLUMNS = {
     "ratings": ["userId", "movieId", "rating", "timestamp"],
     "movies": ["movieId", "title", "genres"],
@@ -159,21 +157,20 @@ def convert(folder: Path, form: tuple[str, str], cache: Path) -> Path:
         return target
     for path in sources:
         path.open("rb").close()  # a file that cannot be read is no fault of the cache
-    with storing(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
-        try:
-            for table in COLUMNS:
-                _write(fresh, table, [])
-            for path in sources:
-                _write(fresh, _FILES[path.name][0], _rows(path))
-            fresh.chmod(0o755)
-            fresh.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+    try:
+        for table in COLUMNS:
+            _write(fresh, table, [])
+        for path in sources:
+            _write(fresh, _FILES[path.name][0], _rows(path))
+        fresh.chmod(0o755)
+        fresh.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return target
 
 

@@ -1,8 +1,7 @@
-"""Stored LLM replies: which reply answers which request, and where replies are kept.
+"""Stored LLM replies as JSON Lines, one ``{"key", "request", "response"}`` a line.
 
-Two stores. The committed one is JSON Lines in ``data/replies``, readable and diffable; the local
-one is SQLite in ``data/cache``, written by many threads at once. Requests that found no answer are
-collected, and leave and return as OpenAI Batch API files.
+The committed store in ``data/replies`` is only read; the local one in ``data/cache`` grows with
+each live reply. Requests that found no answer are collected beside it.
 """
 
 from __future__ import annotations
@@ -10,68 +9,53 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from helpers.faults import storing
-
 Body = dict[str, Any]
+Fault = Callable[[Body, Body], str]  # from request and response to why it is of no use, or ""
 
 CONTENT = (
     "messages", "input", "response_format", "tools", "tool_choice", "n", "logprobs", "stop", "seed",
 )  # fmt: skip
-"""Fields of a request that decide what is asked. Two requests that differ in ``seed`` alone ask for
-two readings of one prompt. A limit that the caller sets counts too, under either of its names: the
-answer is cut there. All others (model, temperature, user, metadata, stream) are about who answers
-and how."""
+"""Fields that decide what is asked; a ``seed`` asks for another reading of a prompt. The caller's
+limit counts too, for the answer is cut there. All others are about who answers and how."""
 
 LOCAL = "local store"  # the source of a reply that is not committed
-Fault = Callable[[Body, Body], str]
-"""From a request and its reply to the reason why the reply may not be used, or ""."""
-
-SCHEMA_NOTES = {"title", "description", "default", "examples"}
-"""Notes in a JSON schema that differ between pydantic versions."""
+SCHEMA_NOTES = {"title", "description", "default", "examples"}  # differ between pydantic versions
 
 
 def request_key(body: Body) -> str:
     """Return the SHA-256 of what a request asks, in hexadecimal digits.
 
-    Only the fields in :data:`CONTENT` and the caller's limit count, with sorted keys; the JSON
-    schema of ``response_format`` counts without its notes. White space in a message counts.
+    Only the fields in :data:`CONTENT` and the caller's limit count, and a JSON schema without its
+    notes.
     """
     content = {name: body[name] for name in CONTENT if body.get(name) is not None}
     if limit := body.get("max_completion_tokens") or body.get("max_tokens"):
         content["max_completion_tokens"] = limit
     if "response_format" in content:
-        content["response_format"] = _bare_schema(content["response_format"])
+        schema = json.dumps(content["response_format"])
+        content["response_format"] = json.loads(schema, object_hook=_without_notes)
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _bare_schema(value: Any, names: bool = False) -> Any:
-    """Drop notes, but not a property that happens to be called ``title``."""
-    if isinstance(value, dict):
-        return {
-            key: _bare_schema(item, names=key in {"properties", "$defs"} and not names)
-            for key, item in value.items()
-            if names or key not in SCHEMA_NOTES
-        }
-    if isinstance(value, list):
-        return [_bare_schema(item) for item in value]
-    return value
+def _without_notes(node: Body) -> Body:
+    """Drop a schema's notes, but not the property that happens to be called ``title``."""
+    return {k: v for k, v in node.items() if k not in SCHEMA_NOTES or isinstance(v, dict)}
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A stored answer: the response body as the server sent it, and where it came from."""
+    """A stored answer: the response as the server sent it, and where it came from."""
 
     key: str
     response: Body
@@ -94,15 +78,43 @@ class StoreWarning(UserWarning):
     """A stored line could not be read and was skipped."""
 
 
-class StoreDamagedError(RuntimeError):
-    """The local store is not a readable database; the message says what to do."""
+def read_jsonl(path: Path) -> Iterator[Reply]:
+    """Yield the replies of a file; a corrupt line is skipped with a warning."""
+    for record in _records(path.read_bytes(), path.name):
+        yield Reply(record["key"], record["response"], path.name, record["request"])
+
+
+def _records(lines: bytes, name: str) -> Iterator[Body]:
+    """Yield the records whose key belongs to the request and whose response holds a message."""
+    for number, line in enumerate(lines.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            if record["key"] != request_key(record["request"]):
+                raise ValueError("the key does not belong to the request")
+            if "response" in record:
+                record["response"]["choices"][0]["message"]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            warnings.warn(f"{name}, line {number}: skipped ({error}).", StoreWarning, 2)
+        else:
+            yield record
+
+
+def write_jsonl(replies: Iterable[Reply], path: Path) -> int:
+    """Write replies sorted by key, in one atomic step, and return their number."""
+    records = [{"key": r.key, "request": r.request, "response": r.response} for r in replies]
+    records.sort(key=lambda record: record["key"])
+    lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records]
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text("".join(lines), encoding="utf-8", newline="\n")
+    fresh.replace(path)
+    return len(records)
 
 
 class CommittedStore:
-    """Reads every ``*.jsonl`` in a folder; read once, on first use."""
+    """Reads every ``*.jsonl`` in a folder, which need not exist; once, on first use."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember the folder; it need not exist."""
+        """Remember the folder."""
         self._folder = Path(folder)
 
     @cached_property
@@ -119,82 +131,61 @@ class CommittedStore:
         return list(self._index.values())
 
 
-def read_jsonl(path: Path) -> Iterator[Reply]:
-    """Yield the replies of a JSON Lines file; a corrupt line is skipped with a warning."""
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            request, response = record["request"], record["response"]
-            if record["key"] != request_key(request):
-                raise ValueError("the key does not belong to the request")
-            response["choices"][0]["message"]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            warnings.warn(f"{path.name}, line {number}: skipped ({error}).", StoreWarning, 2)
-            continue
-        yield Reply(record["key"], response, path.name, request)
-
-
-def write_jsonl(replies: Iterable[Reply], path: Path) -> int:
-    """Write replies sorted by key, in one atomic step, and return their number."""
-    replies, fresh = list(replies), path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("w", encoding="utf-8", newline="\n") as file:
-        for reply in sorted(replies, key=lambda reply: reply.key):
-            record = {"key": reply.key, "request": reply.request, "response": reply.response}
-            file.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
-    fresh.replace(path)
-    return len(replies)
-
-
-class LocalStore:
-    """Replies of live servers, in SQLite with a write-ahead log.
-
-    Many threads may share it; a reply is on disk when :meth:`put` returns, so a killed process
-    loses none that was finished.
-    """
+class _AppendedFile:
+    """Records in a file that threads and processes append to."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file.
+        """Remember the file; it need not exist."""
+        self._path, self._lock, self._read = Path(path), threading.RLock(), 0
+        self._index: dict[str, list[Body]] = {}
 
-        Raises:
-            StoreDamagedError: the file is there but is no SQLite database, or a damaged one.
-            StorageError: the disk is full, or the folder read-only.
-        """
-        self._path, self._lock = Path(path), threading.RLock()
-        try:
-            with storing(self._path):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._database = sqlite3.connect(path, timeout=60, check_same_thread=False)
-                self._database.execute("PRAGMA journal_mode=WAL")
-                self._database.execute("PRAGMA synchronous=FULL")
-                self._database.execute(
-                    "CREATE TABLE IF NOT EXISTS replies (key TEXT, model TEXT, server TEXT, "
-                    "request TEXT, response TEXT, created REAL, PRIMARY KEY (key, model, server))"
-                )
-        except sqlite3.OperationalError:
-            raise  # locked, for instance: the file itself may be sound
-        except sqlite3.DatabaseError as error:
-            raise StoreDamagedError(
-                f"{self._path.name} cannot be read ({error}): move it out of {self._path.parent} "
-                "and run again; a new one is made, and the replies of the old one are asked anew."
-            ) from None
+    def _append(self, records: Iterable[Body]) -> None:
+        """Write records to disk; a line that a kill left torn is ended first."""
+        lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock, self._path.open("ab+") as file:
+            file.seek(max(file.tell() - 1, 0))
+            torn = file.read() not in (b"", b"\n")
+            file.write(b"\n" * torn + lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _load(self) -> dict[str, list[Body]]:
+        """Return the records by key, oldest first, one for each model and server."""
+        with self._lock:
+            size = self._path.stat().st_size if self._path.exists() else 0
+            if size < self._read:  # forgotten
+                self._read, self._index = 0, {}
+            if size > self._read:
+                with self._path.open("rb") as file:
+                    file.seek(self._read)
+                    lines = file.read()
+                whole = lines[: lines.rfind(b"\n") + 1]
+                self._read += len(whole)
+                for new in _records(whole, self._path.name):
+                    known = self._index.get(new["key"], [])
+                    asked = new.get("model"), new.get("server")
+                    others = [r for r in known if (r.get("model"), r.get("server")) != asked]
+                    self._index[new["key"]] = [*others, new]
+            return self._index
+
+
+class LocalStore(_AppendedFile, AbstractContextManager):
+    """Replies of live servers; one is on disk when :meth:`put` returns, so no kill loses it."""
 
     def put(self, request: Body, response: Body, *, model: str = "", server: str = "") -> None:
-        """Store a reply; a second reply to the same request replaces it."""
+        """Store a reply; it replaces an earlier one of this model and server to this request."""
         self.put_all([(request, response)], model=model, server=server)
 
     def put_all(
         self, replies: Iterable[tuple[Body, Body]], *, model: str = "", server: str = ""
     ) -> None:
-        """Store pairs of request and response in one transaction: all of them or none."""
-        rows = [
-            (request_key(body), model, server, json.dumps(body), json.dumps(answer), time.time())
-            for body, answer in replies
-        ]
-        insert = "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?)"
-        with storing(self._path), self._lock, self._database:
-            self._database.executemany(insert, rows)
+        """Store pairs of request and response."""
+        source = {"model": model, "server": server, "created": time.time()}
+        self._append(
+            {"key": request_key(request), "request": request, "response": response} | source
+            for request, response in replies
+        )
 
     def get(
         self,
@@ -204,105 +195,47 @@ class LocalStore:
         server: str | None = None,
         fault: Fault | None = None,
     ) -> Reply | None:
-        """Return the newest reply, of ``model`` and ``server`` if given, or ``None``.
+        """Return the newest reply without a ``fault``, of ``model`` and ``server`` if given."""
+        for record in reversed(self._load().get(key, [])):
+            asked = model in (None, record["model"]) and server in (None, record["server"])
+            if asked and not (fault and fault(record["request"], record["response"])):
+                return _stored(record)
+        return None
 
-        A reply with a ``fault`` is passed over.
-        """
-        replies = self._rows(
-            "WHERE key = ?1 AND model = ifnull(?2, model) AND server = ifnull(?3, server)",
-            (key, model, server),
-        )
-        sound = (r for r in reversed(replies) if not (fault and fault(r.request, r.response)))
-        return next(sound, None)
+    def all(self) -> list[Reply]:
+        """Return all replies, in the order in which their requests were first asked."""
+        return [_stored(record) for records in self._load().values() for record in records]
 
     def models(self) -> list[str]:
-        """Return the names of the models whose replies are here."""
-        with self._lock:
-            rows = self._database.execute("SELECT DISTINCT model FROM replies ORDER BY model")
-            return [name for (name,) in rows]
+        """Return the names of the models that were asked."""
+        return sorted({record["model"] for records in self._load().values() for record in records})
 
     def forget(self) -> int:
         """Delete all replies and return their number."""
-        with storing(self._path), self._lock, self._database:
-            return self._database.execute("DELETE FROM replies").rowcount
-
-    def all(self) -> list[Reply]:
-        """Return all replies, oldest first."""
-        return self._rows()
-
-    def _rows(self, where: str = "", values: Sequence[str | None] = ()) -> list[Reply]:
-        query = f"SELECT key, server, request, response FROM replies {where} ORDER BY created"
-        with self._lock:
-            rows = self._database.execute(query, values).fetchall()
-        return [
-            Reply(key, json.loads(response), LOCAL, json.loads(request), server)
-            for key, server, request, response in rows
-        ]
+        number = len(self.all())
+        self._path.unlink(missing_ok=True)
+        return number
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._database.close()
-
-    def __enter__(self) -> LocalStore:
-        """Return the store."""
-        return self
+        """Do nothing: no file stays open."""
 
     def __exit__(self, *_: object) -> None:
         """Close the store."""
-        self.close()
 
 
-class PendingRequests:
-    """Requests that found no answer, one JSON line each, every request once."""
+def _stored(record: Body) -> Reply:
+    return Reply(record["key"], record["response"], LOCAL, record["request"], record["server"])
 
-    _lock = threading.Lock()
 
-    def __init__(self, path: Path) -> None:
-        """Remember the file; it need not exist."""
-        self._path = Path(path)
-        self._keys: set[str] = set()
-        self._read = 0  # bytes of the file whose keys are known
+class PendingRequests(_AppendedFile):
+    """Requests that found no answer, each once."""
 
     def add(self, body: Body) -> None:
         """Collect a request unless it is there already."""
-        with self._lock, storing(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab+") as file:
-                if file.tell() < self._read:  # forgotten, or another file
-                    self._keys, self._read = set(), 0
-                file.seek(self._read)  # what this object or another process has appended
-                whole, newline, torn = file.read().rpartition(b"\n")
-                self._keys |= {request_key(body) for body in _bodies(whole)}
-                self._read += len(whole) + len(newline)
-                if request_key(body) not in self._keys:
-                    # After a kill the last line may be torn; what comes next must not join it.
-                    file.write((b"\n" if torn else b"") + json.dumps(body).encode() + b"\n")
+        with self._lock:
+            if (key := request_key(body)) not in self._load():
+                self._append([{"key": key, "request": body}])
 
     def all(self) -> list[Body]:
-        """Return the requests in their order; a line torn by a kill is left out."""
-        return _bodies(self._path.read_bytes()) if self._path.exists() else []
-
-
-def _bodies(data: bytes) -> list[Body]:
-    bodies = []
-    # As bytes: text would also be cut at U+2028 and other characters that JSON keeps.
-    for line in data.splitlines():
-        with suppress(ValueError):
-            bodies.append(json.loads(line))
-    return bodies
-
-
-def forget(folder: Path) -> tuple[int, int]:
-    """Delete the local store's replies and the waiting requests of ``folder``; return how many.
-
-    Raises:
-        StoreDamagedError, StorageError: see :class:`LocalStore`.
-    """
-    waiting = Path(folder) / "pending.jsonl"
-    number = len(PendingRequests(waiting).all())
-    with LocalStore(Path(folder) / "replies.sqlite") as store:
-        replies = store.forget()
-    with storing(waiting):
-        waiting.unlink(missing_ok=True)
-    return replies, number
+        """Return the requests in their order."""
+        return [records[0]["request"] for records in self._load().values()]

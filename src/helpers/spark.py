@@ -29,7 +29,6 @@ import pyspark
 from pyspark.sql import SparkSession
 
 from helpers import remote_spark
-from helpers.faults import storing
 from helpers.remote_spark import SparkStartError
 from helpers.settings import Settings
 
@@ -154,9 +153,8 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
     builder = SparkSession.builder.appName("llm-recommenders").config(map=options)
     remote_spark.await_master(settings.spark_master)
     log = settings.cache_dir / "spark.log"
-    with storing(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.open("ab").close()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.open("ab").close()
     known = log.stat().st_size  # earlier starts wrote there too
     try:
         with _environment(environment), _output_to(log):

@@ -4,7 +4,7 @@ Notebook 10 asks an LLM about the same user and the same candidates again with o
 the place of the candidates, their labels, the history, a sentence about the viewer. The first half
 of this module makes those requests; the texts it varies are those of :mod:`helpers.prompts`, which
 stay as they are. A request is a pair (movieIds in the order shown, messages), as
-:func:`helpers.ranking.ask_all` takes it.
+:func:`research.evaluation.ask_all` takes it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from helpers import data, llm
-from helpers.faults import command
 from helpers.settings import Settings
 
 PACKAGED = "all-MiniLM-L6-v2"
@@ -294,4 +293,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 RANKS = "08_start_ranks"
 
 if __name__ == "__main__":
-    raise SystemExit(command(main, "The same command goes on after the last whole epoch"))
+    raise SystemExit(main())

@@ -19,6 +19,7 @@ import openai
 
 from helpers import llm, ranking
 from helpers.prompts import Messages, quote
+from research import evaluation
 
 MAX_HISTORY = 20
 """Titles of the history in a prompt, as in the paper."""
@@ -211,10 +212,10 @@ def rank_all(
     *,
     threads: int = 8,
     **options: Any,
-) -> tuple[ranking.Asked, dict[int, LetterDistribution]]:
+) -> tuple[evaluation.Asked, dict[int, LetterDistribution]]:
     """Rank for many users; ``requests`` maps users to (movieIds shown, messages).
 
-    Returns what ``ranking.ask_all`` returns, and each user's :class:`LetterDistribution` for the
+    Returns what ``evaluation.ask_all`` returns, and each user's :class:`LetterDistribution` for the
     coverage. A user without a usable answer on either path is a failure and scores zero.
     """
 
@@ -230,4 +231,4 @@ def rank_all(
         if not got.failed
     }
     failures = {user: got.kind for user, got in found.items() if got.failed}
-    return ranking.Asked(orders, failures, sum(got.repairs for got in found.values())), found
+    return evaluation.Asked(orders, failures, sum(got.repairs for got in found.values())), found

@@ -296,7 +296,7 @@ def scores(
 
 
 def orders(table: pd.DataFrame) -> dict[int, list[int]]:
-    """Return each user's movieIds by falling probability, as ``ranking.reorder`` takes them.
+    """Return each user's movieIds by falling probability, as ``evaluation.reorder`` takes them.
 
     Ties go to the lower movieId.
     """

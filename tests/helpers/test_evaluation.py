@@ -15,6 +15,7 @@ from conftest import ROOT
 from helpers import llm, metrics, prompts, ranking
 from helpers.replies import Reply, request_key, write_jsonl
 from helpers.settings import Settings
+from research import evaluation
 
 LISTS = pd.DataFrame(
     {"userId": np.repeat([1, 2, 3], 3), "rank": [1, 2, 3] * 3, "movieId": [10, 11, 12] * 3}
@@ -54,10 +55,10 @@ def letters(*names):
 def test_a_failed_or_malformed_reply_counts_as_zero(offline):
     """The retriever has the item first for all; only a usable reply may score."""
     record(offline, {1: letters("B", "A", "C"), 2: "I would rather not.", 3: "{}"})
-    asked = ranking.ask_all(llm.connect(offline), requests_of())
+    asked = evaluation.ask_all(llm.connect(offline), requests_of())
     assert asked.orders == {1: [10, 12, 11]}
     assert set(asked.failures) == {2, 3} and asked.unanswered == 0
-    table = metrics.score_table(ranking.reorder(LISTS, asked.orders), TRUTH, (3,))
+    table = metrics.score_table(evaluation.reorder(LISTS, asked.orders), TRUTH, (3,))
     assert table["NDCG@3"].to_dict() == {1: 1.0, 2: 0.0, 3: 0.0, 4: 0.0}
     own = metrics.score_table(LISTS, TRUTH, (3,))
     assert own["NDCG@3"].to_dict() == {1: 1.0, 2: 1.0, 3: 1.0, 4: 0.0}
@@ -70,21 +71,21 @@ def test_a_server_that_fails_counts_as_zero_too(offline):
         live = dataclasses.replace(
             offline, llm_mode="live", llm_base_url=s.url, llm_api_key="k", llm_model="m"
         )
-        asked = ranking.ask_all(llm.connect(live), requests_of(), threads=1)
+        asked = evaluation.ask_all(llm.connect(live), requests_of(), threads=1)
     assert asked.orders == {} and asked.unanswered == 0 and len(asked.failures) == 3
-    assert ranking.reorder(LISTS, asked.orders).empty
+    assert evaluation.reorder(LISTS, asked.orders).empty
 
 
 def test_a_request_that_was_never_sent_is_not_a_failure(offline):
     record(offline, {1: letters("A", "B", "C")})
-    asked = ranking.ask_all(llm.connect(offline), requests_of())
+    asked = evaluation.ask_all(llm.connect(offline), requests_of())
     assert asked.unanswered == 2 and list(asked.orders) == [1]
     with serve(("ok", completion(letters("A", "B", "C")))) as server:
         live = dataclasses.replace(
             offline, llm_mode="live", llm_base_url=server.url, llm_api_key="k", llm_model="m",
             llm_max_tokens=5,
         )  # fmt: skip
-        asked = ranking.ask_all(llm.connect(live), requests_of())
+        asked = evaluation.ask_all(llm.connect(live), requests_of())
         assert asked.unanswered == 3 and not server.requests
 
 
@@ -92,17 +93,17 @@ def test_repairs_are_counted_and_a_second_reading_is_its_own_request(offline):
     record(offline, {1: letters("A", "B", "C")})
     record(offline, {1: letters("C", "C", "Q", "A")}, seed=1)
     client = llm.connect(offline)
-    assert ranking.ask_all(client, requests_of([1])).orders == {1: [12, 10, 11]}
-    again = ranking.ask_all(client, requests_of([1]), seed=1)
+    assert evaluation.ask_all(client, requests_of([1])).orders == {1: [12, 10, 11]}
+    again = evaluation.ask_all(client, requests_of([1]), seed=1)
     assert again.orders == {1: [11, 12, 10]} and again.repairs == 3
 
 
 def test_an_order_must_hold_the_candidates_each_once():
     for order in ([10, 11], [10, 10, 11], [10, 11, 99]):
         with pytest.raises(ValueError, match="not one of the candidates"):
-            ranking.reorder(LISTS, {1: order})
+            evaluation.reorder(LISTS, {1: order})
     with pytest.raises(ValueError, match="user 9"):
-        ranking.reorder(LISTS, {9: [10, 11, 12]})
+        evaluation.reorder(LISTS, {9: [10, 11, 12]})
 
 
 def test_a_k_beyond_the_list_counts_the_list_as_it_is():
@@ -224,7 +225,7 @@ def test_an_answer_cut_after_whole_items_counts_and_one_letter_does_not(offline)
         live = dataclasses.replace(
             offline, llm_mode="live", llm_base_url=server.url, llm_api_key="k", llm_model="m"
         )
-        asked = ranking.ask_all(llm.connect(live), requests_of(), threads=1)
+        asked = evaluation.ask_all(llm.connect(live), requests_of(), threads=1)
     shown = requests_of()[1][0]
     assert asked.orders == {1: [shown[2], shown[1], shown[0]]} and asked.repairs == 2
     assert asked.failures == {2: "truncated", 3: "truncated"}

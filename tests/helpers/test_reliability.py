@@ -30,8 +30,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from slow_server import slow_server
 
 from conftest import ROOT
-from helpers import data, faults, replies
-from helpers.faults import StorageError
+from helpers import data, replies
 from helpers.settings import Settings
 
 needs_torch = pytest.mark.skipif(
@@ -128,27 +127,28 @@ def save_table(folder: Path, rows: int = 3) -> Path:
 def test_a_full_disk_leaves_the_old_table(tiny_disk):
     path = save_table(tiny_disk)
     before = path.read_bytes()
-    with pytest.raises(StorageError, match=r"01_x\.csv was not saved, the disk is full: make room"):
+    with pytest.raises(OSError, match="No space left"):
         save_table(tiny_disk, 100_000)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_a_full_disk_loses_no_stored_reply(tiny_disk):
-    path = tiny_disk / "replies.sqlite"
+    path, answer = tiny_disk / "replies.jsonl", {"choices": [{"message": {}}]}
     with replies.LocalStore(path) as store:
-        store.put({"messages": "first"}, {"choices": []})
-        with pytest.raises(StorageError, match="the disk is full"):
-            store.put({"messages": "second" * 100_000}, {"choices": []})
-        # The store is sound: what fits is still stored, and what was stored is there.
-        store.put({"messages": "third"}, {"choices": []})
-    with replies.LocalStore(path) as store:
+        store.put({"messages": "first"}, answer)
+        fill(tiny_disk)
+        with pytest.raises(OSError, match="No space left"):
+            store.put({"messages": "second" * 100_000}, answer)
+        (tiny_disk / "filler").unlink()
+        store.put({"messages": "third"}, answer)
+    with pytest.warns(replies.StoreWarning, match="line 2"), replies.LocalStore(path) as store:
         assert [reply.request["messages"] for reply in store.all()] == ["first", "third"]
 
 
 def test_a_full_disk_while_a_request_is_noted(tiny_disk):
     fill(tiny_disk)
     pending = replies.PendingRequests(tiny_disk / "pending.jsonl")
-    with pytest.raises(StorageError, match="the disk is full"):
+    with pytest.raises(OSError, match="No space left"):
         pending.add({"messages": "x" * 10_000})
     (tiny_disk / "filler").unlink()
     pending.add({"messages": "y"})
@@ -164,29 +164,26 @@ def test_a_full_disk_stops_a_training_in_one_sentence(tiny_disk):
 
     items = np.arange(500)
     network = neural.Network(neural.Config.of("lrurec"), items)
-    with pytest.raises(StorageError, match=r"x\.safetensors was not saved, the disk is full"):
+    with pytest.raises(Exception, match="No space left"):
         neural.save(network, tiny_disk / "x.safetensors")
     fill(tiny_disk)
     with (
-        pytest.raises(StorageError, match=r"x\.state was not saved, the disk is full"),
+        pytest.raises((OSError, RuntimeError)),
         data.replacing(tiny_disk / "x.state") as fresh,
     ):
         torch.save(network.state_dict(), fresh)
     assert [path.name for path in tiny_disk.iterdir()] == ["filler"]
 
 
-WHERE = "cannot be written to: make it writable, or set HELPERS_HOME to a copy"
-
-
 def test_a_read_only_folder_is_one_sentence_wherever_it_is_met(closed_home):
-    cache = closed_home / "data" / "cache"
+    cache, answer = closed_home / "data" / "cache", {"choices": [{"message": {}}]}
     attempts = {
         "01_x.csv": lambda: save_table(closed_home),
-        "replies.sqlite": lambda: replies.LocalStore(cache / "replies.sqlite"),
+        "replies.jsonl": lambda: replies.LocalStore(cache / "replies.jsonl").put({}, answer),
         "pending.jsonl": lambda: replies.PendingRequests(cache / "pending.jsonl").add({"a": 1}),
     }
     for name, attempt in attempts.items():
-        with pytest.raises(StorageError, match=f"{re.escape(name)} was not saved, .*{WHERE}"):
+        with pytest.raises(OSError, match=f"(Read-only|Permission).*{re.escape(name)}"):
             attempt()
 
 
@@ -315,23 +312,6 @@ def course_environment(home: Path = ROOT, **more: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_the_command_in_a_read_only_folder_is_one_line(closed_home):
-    (output := closed_home.parent / "out").mkdir()
-    command = [sys.executable, str(ROOT / "tools" / "course.py"), "batch", "export"]
-    done = subprocess.run(
-        [*command, str(output / "x.jsonl")],
-        env=course_environment(closed_home), capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert re.fullmatch(rf"replies\.sqlite was not saved, .*{WHERE}.*\n", done.stderr)
-
-
-def test_what_is_no_fault_of_the_disk_passes_as_it_is(tmp_path):
-    for error in (ValueError("x"), RuntimeError("y"), FileNotFoundError(2, "z"), KeyError("k")):
-        with pytest.raises(type(error)), faults.storing(tmp_path / "file"):
-            raise error
-
-
 # --- killed kernel, port in use -------------------------------------------------------------------
 
 
@@ -348,9 +328,9 @@ def test_a_killed_kernel_is_named_and_the_next_run_goes_on(tmp_path, settings, c
     first = (
         "from pathlib import Path; import os, signal; from helpers import data, replies\n"
         f"folder = Path({str(tmp_path)!r})\n"
-        "store = replies.LocalStore(folder / 'r.sqlite')\n"
+        "store = replies.LocalStore(folder / 'r.jsonl')\n"
         "print(len(store.all()), 'kept')\n"
-        "store.put({'messages': 'asked'}, {'choices': []})"
+        "store.put({'messages': 'asked'}, {'choices': [{'message': {}}]})"
     )
     second = (
         "with data.replacing(folder / 'table.csv') as fresh:\n"
@@ -514,20 +494,21 @@ with LocalStore(Path(sys.argv[1])) as store:
 """
 
 ASK = """
-from helpers import llm, ranking
+from helpers import llm
+from research import evaluation
 from helpers.settings import Settings
 requests = {
     user: ([10, 20, 30], [{"role": "user", "content": f"user {user} "}]) for user in range(200)
 }
 print("got", flush=True)
-print(len(ranking.ask_all(llm.connect(Settings.from_env()), requests).orders))
+print(len(evaluation.ask_all(llm.connect(Settings.from_env()), requests).orders))
 """
 
 
 @needs_signals
 @pytest.mark.parametrize("code", [RANK, ASK], ids=["rank_users", "ask_all"])
 def test_ctrl_c_while_an_llm_ranks_keeps_every_answer(code, tmp_path):
-    path = tmp_path / "data" / "cache" / "replies.sqlite"
+    path = tmp_path / "data" / "cache" / "replies.jsonl"
     (tmp_path / "data" / "sample").mkdir(parents=True)
 
     def stored() -> int:
@@ -554,15 +535,13 @@ def test_ctrl_c_while_an_llm_ranks_keeps_every_answer(code, tmp_path):
 
 @needs_signals
 @needs_torch
-def test_ctrl_c_in_a_training_is_one_line_and_the_same_command_goes_on(tmp_path):
+def test_after_ctrl_c_in_a_training_the_same_command_goes_on(tmp_path):
     path = tmp_path / "x.safetensors"
     script = ROOT / "tools" / "experiments" / "07_retrievers.py"
     command = [str(script), "--to", str(path)]
     options = {"env": course_environment(OMP_NUM_THREADS="1")}
     status, _, errors = interrupted(command, "recall=", **options)
-    assert status == faults.INTERRUPTED and "Traceback" not in errors
-    last = errors.strip().splitlines()[-1]
-    assert last == "Stopped by Ctrl-C. The same command goes on after the last whole epoch."
+    assert status != 0, errors
     assert sorted(one.suffix for one in tmp_path.iterdir()) == [".safetensors", ".state"]
     import torch
 
@@ -600,7 +579,7 @@ def test_ctrl_c_while_texts_are_embedded_leaves_no_half_cache(tmp_path):
 
 
 @needs_signals
-def test_ctrl_c_in_make_run_is_one_line_and_leaves_no_kernel(tmp_path):
+def test_ctrl_c_in_make_run_leaves_no_kernel(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "sample").symlink_to(ROOT / "data" / "sample")
     own, kernel = tmp_path / "pid", "import os, pathlib; "
@@ -609,8 +588,7 @@ def test_ctrl_c_in_make_run_is_one_line_and_leaves_no_kernel(tmp_path):
     command = [str(ROOT / "tools" / "course.py"), "run", "--to", "01", "--output"]
     command += [str(tmp_path / "out")]
     status, _, errors = interrupted(command, "1/2", wait=0.5, env=course_environment(tmp_path))
-    assert status == faults.INTERRUPTED and "Traceback" not in errors, errors
-    assert errors.strip().splitlines()[-1] == "Stopped by Ctrl-C. What was finished is kept."
+    assert status != 0, errors
     assert list((tmp_path / "out").iterdir()) == []
     deadline = time.time() + 10
     while psutil.pid_exists(int(own.read_text())):

@@ -117,7 +117,7 @@ def home(settings, tmp_path_factory):
 def leave_a_bad_profile(home, sample) -> None:
     """Make the local store hold one reply, to the profile prompt of user 12, that is no profile."""
     cache = home / "data" / "cache"
-    for path in cache.glob("replies.sqlite*"):
+    for path in cache.glob("replies.jsonl"):
         path.unlink()
     ratings, movies = (data.load_pandas(sample, name) for name in ("ratings", "movies"))
     rated = candidates.history(ratings, movies, 12)
@@ -126,7 +126,7 @@ def leave_a_bad_profile(home, sample) -> None:
         "messages": prompts.profile_prompt(rated, liked, disliked),
         "response_format": llm.response_format(prompts.Profile),
     }
-    with replies.LocalStore(cache / "replies.sqlite") as store:
+    with replies.LocalStore(cache / "replies.jsonl") as store:
         store.put(body, completion("I would rather not."), model="old")
 
 

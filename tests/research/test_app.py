@@ -145,7 +145,7 @@ def test_a_stored_reply_that_is_no_profile_is_said(retriever, tables, settings, 
     other = app.Pipeline(retriever, *tables, home)
     messages = prompts.profile_prompt(*other._taste(5))
     body = {"messages": messages, "response_format": llm.response_format(prompts.Profile)}
-    with replies.LocalStore(home.cache_dir / "replies.sqlite") as store:
+    with replies.LocalStore(home.cache_dir / "replies.jsonl") as store:
         store.put(body, completion(text), model="m")
     other = app.Pipeline(retriever, *tables, home)
     assert other.recorded_users() == [5]  # one's own replies count
@@ -163,7 +163,7 @@ def test_a_stored_profile_in_a_fence_is_read_and_names_its_model(
     body = {"messages": messages, "response_format": llm.response_format(prompts.Profile)}
     lists = '"genres": [], "eras": [], "themes": [], "dislikes": []'
     text = f'Here:\n```json\n{{"summary": "Quiet dramas.", {lists}}}\n```'
-    with replies.LocalStore(home.cache_dir / "replies.sqlite") as store:
+    with replies.LocalStore(home.cache_dir / "replies.jsonl") as store:
         store.put(body, completion(text) | {"model": "own"}, model="own")
     person = app.Pipeline(retriever, *tables, home).person(5)
     assert person.profile.startswith("Quiet dramas.")
@@ -177,7 +177,7 @@ def test_a_committed_reply_comes_before_ones_own(retriever, tables, settings, tm
     before = other.person(12).profile
     messages = prompts.profile_prompt(*other._taste(12))
     body = {"messages": messages, "response_format": llm.response_format(prompts.Profile)}
-    with replies.LocalStore(home.cache_dir / "replies.sqlite") as store:
+    with replies.LocalStore(home.cache_dir / "replies.jsonl") as store:
         store.put(body, completion("{}"), model="own")
     person = app.Pipeline(retriever, *tables, home).person(12)
     assert person.profile == before and "recorded, by claude" in person.notice

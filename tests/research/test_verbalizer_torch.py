@@ -15,7 +15,7 @@ pytest.importorskip("peft")
 
 from helpers import metrics, prompts, ranking  # noqa: E402
 from helpers.settings import Settings  # noqa: E402
-from research import sequential  # noqa: E402
+from research import evaluation, sequential  # noqa: E402
 from research import verbalizer_torch as vt  # noqa: E402
 from research.protocol import candidate_lists  # noqa: E402
 from research.training import ModelError, Training, fit, padded  # noqa: E402
@@ -304,7 +304,7 @@ def test_scores_become_orders_that_the_metrics_take(ordered, tiny):
     requests = vt.prompts_for(lists, seen, TITLE_OF)
     table = vt.scores(tiny, requests)
     assert len(table) == 180 and table.groupby("userId")["probability"].sum().round(6).eq(1).all()
-    reordered = ranking.reorder(lists, vt.orders(table))
+    reordered = evaluation.reorder(lists, vt.orders(table))
     user, (shown, prompt) = next(iter(requests.items()))
     (row,) = tiny.probabilities([prompt])
     assert reordered.loc[reordered["userId"] == user, "movieId"].iloc[0] == shown[row.argmax()]

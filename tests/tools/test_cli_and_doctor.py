@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import socket
 import stat
 import subprocess
 import sys
@@ -19,9 +18,8 @@ import pytest
 from misbehaving_server import completion
 from nbconvert.filters.markdown import markdown2html
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from werkzeug import Response
 
-from helpers import doctor, replies
+from helpers import replies
 from helpers import spark as spark_module
 from helpers.data import Dataset
 from helpers.settings import Settings, SettingsError
@@ -182,204 +180,6 @@ def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
     last = {"custom_id": keys[2], "response": {"status_code": 200, "body": completion("yes")}}
     back.write_text(json.dumps(last) + "\n")
     assert course.exchange_batch(project, "import", back) == 0
-
-
-def test_the_doctors_own_checks_say_what_they_found(tmp_path, monkeypatch, settings):
-    fake_java(tmp_path, monkeypatch, "17.0.15")
-    assert doctor.java() == f"17 ({tmp_path}/bin/java)"
-    with monkeypatch.context() as patch:
-        patch.setenv("SPARK_REMOTE", "sc://elsewhere")
-        assert doctor.java() == "not needed with Spark Connect"
-    monkeypatch.setenv("MOVIELENS_DIR", str(settings.sample_dir))
-    rows = len((settings.sample_dir / "ratings.csv").read_text().splitlines()) - 1
-    with pytest.raises(doctor.CheckWarning, match="MOVIELENS_DIR") as caught:
-        doctor.dataset()
-    assert str(caught.value).startswith(f"sample (simulated), {rows:,} ratings")
-    monkeypatch.setattr(doctor, "WANTED_MEMORY_GB", 10**6)
-    with pytest.raises(doctor.CheckError, match="close programs"):
-        doctor.memory()
-    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "LLM_MODEL"):
-        monkeypatch.delenv(name, raising=False)
-    for mode in ("recorded", "none"):
-        monkeypatch.setenv("LLM_MODE", mode)
-        assert doctor.language_model().startswith(mode)
-    monkeypatch.setenv("LLM_MODE", "live")
-    with pytest.raises(SettingsError, match="OPENAI_BASE_URL"):
-        doctor.language_model()
-
-
-def test_the_doctor_prints_a_line_per_check_and_fails_on_any(capsys):
-    def broken():
-        raise doctor.CheckError("do this")
-
-    def poor():
-        raise doctor.CheckWarning("better do that")
-
-    checks = {"A": lambda: "fine", "B": broken, "C": poor, "D": broken, "E": lambda: "fine"}
-    assert doctor.main(checks) == 1
-    printed = "OK    A: fine\nFAIL  B: do this\nWARN  C: better do that\nOK    E: fine\n"
-    assert capsys.readouterr().out == printed
-    assert doctor.main({"A": lambda: "fine", "C": poor}) == 0
-    assert list(doctor.CHECKS) == ["Python", "Settings", "Java", "Memory", "Spark", "Data", "LLM"]
-
-
-@pytest.fixture
-def live(httpserver, monkeypatch, tmp_path):
-    """The environment of a live LLM at ``httpserver``, in an empty project."""
-    (tmp_path / "data" / "sample").mkdir(parents=True)
-    monkeypatch.setenv("HELPERS_HOME", str(tmp_path))
-    for name in ("LLM_MODE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENAI_BASE_URL", f"localhost:{httpserver.port}")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-S3cret0123456789")
-    monkeypatch.setenv("LLM_MODEL", "mini")
-    return httpserver
-
-
-def sound(body: dict) -> dict:
-    """Answer a request as a sound server does."""
-    prompt = body["messages"][-1]["content"]
-    top = [("A", -0.1), ("B", -2.5)] if body.get("logprobs") else None
-    reply = completion('{"total": 42}' if "response_format" in body else "1 2 3", logprobs=top)
-    words = len(prompt.split())
-    return reply | {
-        "usage": {"prompt_tokens": words, "completion_tokens": 7, "total_tokens": 7 + words}
-    }
-
-
-def interview(server, answer, capsys) -> tuple[int, list[str], list[dict]]:
-    """Run the doctor's check of the LLM with --ask; return status, lines and requests."""
-    bodies = []
-
-    def respond(request):
-        bodies.append(request.get_json())
-        status, reply = answer(request.get_json())
-        return Response(json.dumps(reply), status, content_type="application/json")
-
-    server.expect_request("/v1/chat/completions").respond_with_handler(respond)
-    status = doctor.main({"LLM": doctor.language_model}, ask=True)
-    printed = capsys.readouterr().out
-    assert "S3cret" not in printed
-    return status, printed.splitlines(), bodies
-
-
-def test_the_doctor_asks_and_says_what_the_answers_show(live, capsys, tmp_path):
-    status, lines, bodies = interview(live, lambda body: (200, sound(body)), capsys)
-    assert status == 0 and len(bodies) == 4
-    beginnings = [
-        f"LLM: live, mini; localhost:{live.port} listens",
-        "LLM model: the server answers as served", "LLM speed: ",
-        "LLM schema: the answer fits", "LLM logprobs: 2 alternatives", "LLM window: a prompt of ",
-    ]  # fmt: skip
-    for line, beginning in zip(lines, beginnings, strict=True):
-        assert line.startswith(f"OK    {beginning}")
-    assert "(7 in " in lines[2]
-    assert doctor.main({"LLM": doctor.language_model}, ask=True) == 0
-    assert len({json.dumps(body["messages"]) for body in bodies}) == 8  # none is asked again
-    assert not (tmp_path / "data" / "cache").exists()
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "told"),
-    [
-        (401, "Incorrect API key provided: sk-S3cret0123456789.", ["Incorrect API key", "[key]"]),
-        (404, 'model "mini" not found, try pulling it first', ["try pulling it", "LLM_MODEL"]),
-        (429, "You exceeded your current quota", ["exceeded your current quota"]),
-        (500, "out of memory", ["out of memory"]),
-    ],
-)
-def test_a_server_that_refuses_is_asked_once_and_quoted(live, capsys, status, message, told):
-    error = {"error": {"message": message}}
-    result, lines, bodies = interview(live, lambda _: (status, error), capsys)
-    assert result == 1 and len(bodies) == 1
-    (fault,) = [line for line in lines if not line.startswith("OK")]
-    assert fault.startswith("FAIL  LLM model: ") and str(status) in fault
-    assert all(words in fault for words in told)
-
-
-def fenced(body):
-    if body.get("response_format", {}).get("type") == "json_schema":
-        return 400, {"error": {"message": "response_format json_schema is not supported"}}
-    return 200, sound(body)
-
-
-def unable(body):
-    return 200, sound({"messages": body["messages"]})
-
-
-def cut_at(window):
-    def answer(body):
-        reply = sound(body)
-        reply["usage"]["prompt_tokens"] = min(window, reply["usage"]["prompt_tokens"])
-        return 200, reply
-
-    return answer
-
-
-def uncounted(body):
-    reply = sound(body)
-    return 200, {name: reply[name] for name in reply if name != "usage"}
-
-
-def too_long(body):
-    if "film" in str(body["messages"]):
-        return 400, {"error": {"message": "the prompt is longer than 512"}}
-    return 200, sound(body)
-
-
-@pytest.mark.parametrize(
-    ("answer", "status", "faults"),
-    [
-        (fenced, 0, {"WARN  LLM schema": "response_format"}),
-        (
-            unable,
-            0,
-            {"WARN  LLM schema": "no answer that fits", "WARN  LLM logprobs": "whole lists"},
-        ),
-        (cut_at(2048), 0, {"WARN  LLM window": "2048"}),
-        (cut_at(1024), 0, {"WARN  LLM window": "1024"}),
-        (uncounted, 0, {"WARN  LLM speed": "counts no tokens"}),
-        (too_long, 1, {"FAIL  LLM window": "longer than 512"}),
-    ],
-)
-def test_what_a_server_cannot_do_is_told_once(live, capsys, answer, status, faults):
-    result, lines, _ = interview(live, answer, capsys)
-    told = dict(line.split(": ", 1) for line in lines if not line.startswith("OK"))
-    assert result == status and told.keys() == faults.keys()
-    assert all(words in told[name] for name, words in faults.items())
-
-
-def test_a_port_where_nothing_listens_is_not_called_live(live, monkeypatch, capsys):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        monkeypatch.setenv("OPENAI_BASE_URL", f"http://{'me:S3cret'}@127.0.0.1:{port}/v1")
-        assert doctor.main({"LLM": doctor.language_model}, ask=True) == 1
-        assert capsys.readouterr().out == (
-            f"FAIL  LLM: nothing listens at 127.0.0.1:{port}: start the server, or unset "
-            "OPENAI_BASE_URL\n"
-        )
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-        monkeypatch.setenv("NO_PROXY", "elsewhere")
-        assert "behind a proxy" in doctor.language_model()
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        with pytest.raises(doctor.CheckError, match="nothing listens"):
-            doctor.language_model()
-
-
-def test_half_a_configuration_is_a_warning(live, monkeypatch, capsys):
-    monkeypatch.delenv("LLM_MODEL")
-    assert doctor.main({"LLM": doctor.language_model}, ask=True) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("WARN  LLM: ") and "LLM_MODEL is not set" in line
-
-
-def test_a_wrong_variable_is_one_line_of_the_doctor(monkeypatch, capsys):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk—S3cret")
-    checks = {name: doctor.CHECKS[name] for name in ("Settings", "Data", "LLM")}
-    assert doctor.main(checks, ask=True) == 1
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("FAIL  Settings: OPENAI_API_KEY") and "S3cret" not in line
 
 
 @pytest.mark.parametrize(

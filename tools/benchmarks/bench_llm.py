@@ -34,7 +34,7 @@ def bench_llm(versus, tmp_path):
                 client.chat.completions.create(model="served", **scale.request_body(one))
 
         def sixteen():
-            with LocalStore(tmp_path / "replies.sqlite") as store:
+            with LocalStore(tmp_path / "replies.jsonl") as store:
                 asked = scale.rank_users(
                     users(AT_ONCE), settings, store=store, concurrency=16, progress=False
                 )

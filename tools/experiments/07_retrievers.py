@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 
 from helpers import data, metrics
-from helpers.faults import command
 from helpers.settings import Settings
 from research import neural
 from research.protocol import Protocol
@@ -93,4 +92,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "The same command goes on after the last whole epoch"))
+    sys.exit(main())

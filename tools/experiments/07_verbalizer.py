@@ -18,10 +18,9 @@ import pandas as pd
 import torch
 from scipy.sparse.linalg import svds
 
-from helpers import data, metrics, prompts, ranking
-from helpers.faults import command
+from helpers import data, metrics, prompts
 from helpers.settings import Settings
-from research import sequential
+from research import evaluation, sequential
 from research import verbalizer_torch as vt
 from research.protocol import Protocol, shuffled_lists
 from research.sequential import Interactions, Transitions
@@ -68,7 +67,7 @@ def compare_orders(
     """
     seen, lists, target = protocol.test
     requests = vt.prompts_for(lists, seen, titles)
-    reordered = ranking.reorder(lists, vt.orders(vt.scores(ranker, requests)))
+    reordered = evaluation.reorder(lists, vt.orders(vt.scores(ranker, requests)))
     mixed = [metrics.score_table(shuffled_lists(lists, seed), target) for seed in range(draws)]
     tables = {
         "its own order": metrics.score_table(lists, target),
@@ -122,4 +121,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main))
+    sys.exit(main())

@@ -19,7 +19,6 @@ import pandas as pd
 import torch
 
 from helpers import data, metrics
-from helpers.faults import command
 from helpers.settings import Settings
 from research import adapting, sequential
 from research.adapting import FULL, LORA, SOFT, WAYS_ON, Model, Tuning
@@ -227,4 +226,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main))
+    sys.exit(main())

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from helpers import data
-from helpers.faults import command
 from helpers.settings import Settings
 from research import adapting, sequential
 from research.adapting import Model
@@ -299,4 +298,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main))
+    sys.exit(main())
