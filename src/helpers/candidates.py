@@ -14,6 +14,9 @@ import pandas as pd
 
 from helpers.als import Factors
 
+LIKED_FROM = 3.0
+"""Stars below which no movie counts as liked, however low the user's mean is."""
+
 
 class NoCandidatesError(LookupError):
     """Nothing can be recommended to this user; the message says why and what to do."""
@@ -51,19 +54,14 @@ class Recommender:
         remedy: Remedy | None = None,
     ) -> None:
         """Index the tables once; every call after this is array work."""
-        self.remedy = remedy or Remedy("plain")
-        self._factors = factors
+        self.remedy, self._factors = remedy or Remedy("plain"), factors
         support = train.groupby("movieId").size().reindex(factors.movies, fill_value=0)
-        self._support = support.to_numpy()
         means = train.groupby("userId")["rating"].mean().reindex(factors.users)
+        self._support = support.to_numpy()
         self._means = means.fillna(train["rating"].mean()).to_numpy(dtype=np.float32)
-        known = seen.loc[seen["movieId"].isin(factors.movies)]
-        rows = np.searchsorted(factors.users, known["userId"].to_numpy())
-        inside = (rows < len(factors.users)) & (
-            factors.users[np.minimum(rows, len(factors.users) - 1)] == known["userId"].to_numpy()
-        )
-        self._seen_rows = rows[inside]
-        self._seen_columns = np.searchsorted(factors.movies, known["movieId"].to_numpy()[inside])
+        inside = seen["movieId"].isin(factors.movies) & seen["userId"].isin(factors.users)
+        self._seen_rows = np.searchsorted(factors.users, seen.loc[inside, "userId"])
+        self._seen_columns = np.searchsorted(factors.movies, seen.loc[inside, "movieId"])
 
     def scores(self, users: Sequence[int] | None = None) -> np.ndarray:
         """Return corrected scores, shape (n_users, n_movies); minus infinity marks the excluded.
@@ -92,15 +90,10 @@ class Recommender:
         fewer than ``n`` movies left gets fewer.
 
         Raises:
-            ValueError: ``n`` is below 1.
             NoCandidatesError: a user is not in the model, or none of the users has a movie left.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}; ask for at least one movie.")
-        rows = self._rows(users)
-        table = best_rows(
-            self.scores(users), self._factors.users[rows], self._factors.movies, self._support, n
-        )
+        ids = self._factors.users[self._rows(users)]
+        table = best_rows(self.scores(users), ids, self._factors.movies, self._support, n)
         if table.empty:
             raise NoCandidatesError(
                 "Every movie that could be recommended has been rated already: lower the minimum "
@@ -109,17 +102,15 @@ class Recommender:
         return table
 
     def _rows(self, users: Sequence[int] | None) -> np.ndarray:
-        if users is None:
-            return np.arange(len(self._factors.users))
-        wanted = np.asarray(list(users), dtype=np.int64)
-        unknown = wanted[~np.isin(wanted, self._factors.users)]
+        known = self._factors.users
+        wanted = known if users is None else np.asarray(list(users), dtype=np.int64)
+        unknown = wanted[~np.isin(wanted, known)]
         if unknown.size:
             raise NoCandidatesError(
-                f"User {unknown[0]} is not in the model, which knows {len(self._factors.users)} "
-                f"users from {self._factors.users[0]} to {self._factors.users[-1]}: "
-                "a new user needs ratings and a new fit."
+                f"User {unknown[0]} is not in the model, which knows {len(known)} users from "
+                f"{known[0]} to {known[-1]}: a new user needs ratings and a new fit."
             )
-        return np.searchsorted(self._factors.users, wanted)
+        return np.searchsorted(known, wanted)
 
 
 def corrected_scores(
@@ -130,7 +121,7 @@ def corrected_scores(
     remedy: Remedy,
     excluded: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """Return corrected scores, shape (n_users, n_movies), minus infinity at the excluded places."""
+    """Correct scores of shape (n_users, n_movies); minus infinity at the excluded places."""
     scores = user_factors @ movie_factors.T
     if remedy.shrinkage:
         mean = means[:, None]
@@ -150,33 +141,24 @@ def best_rows(
     # argpartition cuts ties at the edge arbitrarily: keep all that reach the n-th best score.
     edge = -np.partition(-scores, n - 1, axis=1)[:, n - 1]
     user, movie = np.nonzero((scores >= edge[:, None]) & np.isfinite(scores))
-    table = pd.DataFrame(
-        {
-            "userId": users[user],
-            "movieId": movies[movie],
-            "score": scores[user, movie],
-            "support": support[movie],
-            "order": user,
-        }
-    )
+    columns = {"userId": users[user], "movieId": movies[movie], "score": scores[user, movie]}
+    table = pd.DataFrame({**columns, "support": support[movie], "order": user})
     table = table.sort_values(["order", "score", "movieId"], ascending=[True, False, True])
     table.insert(1, "rank", table.groupby("order").cumcount() + 1)
     return table.loc[table["rank"] <= n].drop(columns="order").reset_index(drop=True)
 
 
-def popular(train: pd.DataFrame, seen: pd.DataFrame, users: Sequence[int], n: int = 10):
+def popular(
+    train: pd.DataFrame, seen: pd.DataFrame, users: Sequence[int], n: int = 10
+) -> pd.DataFrame:
     """Return the most rated movies that each user has not seen, as :meth:`Recommender.recommend`.
 
-    The trivial row that every retriever must beat; ``score`` and ``support`` are both the number of
-    training ratings.
+    The trivial row that every retriever must beat; ``score`` is the number of training ratings.
     """
     counts = train.groupby("movieId").size()
-    factors = Factors(
-        users=np.unique(np.asarray(list(users), dtype=np.int64)),
-        movies=counts.index.to_numpy(),
-        user_factors=np.ones((len(set(users)), 1), dtype=np.float32),
-        movie_factors=counts.to_numpy(dtype=np.float32)[:, None],
-    )
+    ones = np.ones((len(set(users)), 1), dtype=np.float32)
+    column = counts.to_numpy(dtype=np.float32)[:, None]
+    factors = Factors(np.unique(list(users)), counts.index.to_numpy(), ones, column)
     return Recommender(factors, train, seen).recommend(users, n)
 
 
@@ -186,8 +168,7 @@ def viewer(
     """Return ``user_id``, or the first user who can be shown instead, and a sentence that says why.
 
     A user in ``known`` can be shown who has a row in ``train`` and has not rated all of its movies
-    (where ``train`` is given) and, with ``likes``, who liked a movie (see :func:`liked`). The
-    sentence is empty if no other user was chosen.
+    (where ``train`` is given) and, with ``likes``, who liked a movie (see :func:`liked`).
 
     Raises:
         NoCandidatesError: there is no such user.
@@ -201,17 +182,16 @@ def viewer(
         needs["has no training rating"] = set(train["userId"])
     if likes:
         means = known.groupby("userId")["rating"].transform("mean")
-        mask = _is_liked(known["rating"] - means, known["rating"])
+        mask = (known["rating"] >= means) & (known["rating"] >= LIKED_FROM)
         needs["liked none of the rated movies"] = set(known.loc[mask, "userId"])
     left = set.intersection(*needs.values())
-    if user_id in left:
-        return user_id, ""
     if not left:
-        raise NoCandidatesError(
-            "Every user has rated every movie, or liked none: use a data set with more movies."
-        )
-    why = next(why for why, users in needs.items() if user_id not in users)
-    return int(min(left)), f"User {user_id} {why}: user {min(left)} is shown instead."
+        raise NoCandidatesError("Every user has rated every movie, or liked none: take other data.")
+    why = next((why for why, users in needs.items() if user_id not in users), "")
+    other = int(min(left))
+    return (
+        (other, f"User {user_id} {why}: user {other} is shown instead.") if why else (user_id, "")
+    )
 
 
 def history(ratings: pd.DataFrame, movies: pd.DataFrame, user_id: int) -> pd.DataFrame:
@@ -237,17 +217,13 @@ def history(ratings: pd.DataFrame, movies: pd.DataFrame, user_id: int) -> pd.Dat
     return table[["movieId", "title", "genres", "rating", "deviation", "timestamp"]]
 
 
-LIKED_FROM = 3.0
-"""Stars below which no movie counts as liked, however low the user's mean is."""
-
-
 def liked(user_history: pd.DataFrame) -> pd.DataFrame:
     """Return the liked part of a :func:`history`: at least the user's own mean and 3 stars.
 
     Raises:
         NoCandidatesError: the user liked nothing.
     """
-    mask = _is_liked(user_history["deviation"], user_history["rating"])
+    mask = (user_history["deviation"] >= 0) & (user_history["rating"] >= LIKED_FROM)
     if not mask.any():
         raise NoCandidatesError(
             f"This user liked none of {len(user_history)} rated movies (the best has "
@@ -255,10 +231,6 @@ def liked(user_history: pd.DataFrame) -> pd.DataFrame:
             "recommend popular movies instead."
         )
     return user_history.loc[mask].reset_index(drop=True)
-
-
-def _is_liked(deviation: pd.Series, rating: pd.Series) -> pd.Series:
-    return (deviation >= 0) & (rating >= LIKED_FROM)
 
 
 def disliked(user_history: pd.DataFrame, margin: float = 1.0) -> pd.DataFrame:

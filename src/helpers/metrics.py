@@ -3,7 +3,7 @@
 A list is a table with the columns ``userId``, ``rank`` (from 1) and ``movieId``; the relevant
 movies are a table with ``userId`` and ``movieId``. A user with a relevant movie but no list scores
 0: silence is not rewarded. Definitions: Järvelin and Kekäläinen 2002 for NDCG (binary gain,
-log2 discount), Voorhees 1999 for the reciprocal rank.
+log2 discount), Voorhees 1999 for the reciprocal rank, Efron 1979 for the bootstrap.
 """
 
 from __future__ import annotations
@@ -47,18 +47,15 @@ def per_user(lists: pd.DataFrame, relevant: pd.DataFrame, k: int = 10) -> pd.Dat
     wanted = relevant[["userId", "movieId"]].drop_duplicates()
     counts = wanted.groupby("userId").size()
     hits = lists.loc[lists["rank"] <= k].merge(wanted, on=["userId", "movieId"])
-    gain = (1 / np.log2(hits["rank"] + 1)).groupby(hits["userId"]).sum()
-    found = hits.groupby("userId").size()
-    first = hits.groupby("userId")["rank"].min()
+    hits["gain"] = 1 / np.log2(hits["rank"] + 1)
+    hits = hits.groupby("userId").agg(
+        n=("rank", "size"), first=("rank", "min"), gain=("gain", "sum")
+    )
+    hits = hits.reindex(counts.index)
     best = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))])
     possible = np.minimum(counts, k)
-    return pd.DataFrame(
-        {
-            "recall": found.reindex(counts.index, fill_value=0) / possible,
-            "ndcg": gain.reindex(counts.index, fill_value=0.0) / best[possible],
-            "mrr": (1 / first).reindex(counts.index, fill_value=0.0),
-        }
-    )
+    columns = {"recall": hits["n"] / possible, "ndcg": hits["gain"] / best[possible]}
+    return pd.DataFrame({**columns, "mrr": 1 / hits["first"]}).fillna(0.0)
 
 
 def score_table(
@@ -66,21 +63,20 @@ def score_table(
 ) -> pd.DataFrame:
     """Return ``MRR@k``, ``NDCG@k`` and ``Recall@k`` for every user in ``relevant``.
 
-    One row per user, one column per metric and ``k``; see :func:`per_user`. A ``k`` beyond the end
-    of a list counts the list as it is.
+    One row per user, one column per metric and ``k``; see :func:`per_user`.
     """
     columns = {}
     for k in ks:
-        found = per_user(lists, relevant, k)
+        scores = per_user(lists, relevant, k)
         for name, column in (("MRR", "mrr"), ("NDCG", "ndcg"), ("Recall", "recall")):
-            columns[f"{name}@{k}"] = found[column]
+            columns[f"{name}@{k}"] = scores[column]
     return pd.DataFrame(columns)
 
 
 def bootstrap_interval(
     values: np.ndarray | pd.Series, *, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Return the mean of per-user ``values`` with its percentile bootstrap interval (Efron 1979).
+    """Return the mean of per-user ``values`` with its percentile bootstrap interval.
 
     Raises:
         ValueError: there is no value.
@@ -88,10 +84,8 @@ def bootstrap_interval(
     values = np.asarray(values, dtype=float)
     if values.size == 0:
         raise ValueError("An interval needs at least one user.")
-    random = np.random.default_rng(seed)
-    picks = random.integers(0, values.size, size=(draws, values.size))
-    means = values[picks].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    picks = np.random.default_rng(seed).integers(0, values.size, size=(draws, values.size))
+    low, high = np.quantile(values[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high), int(values.size))
 
 
@@ -118,10 +112,8 @@ class Difference:
         )
 
 
-def compare(
-    first: pd.Series, second: pd.Series, *, draws: int = 2000, level: float = 0.95, seed: int = 0
-) -> Difference:
-    """Compare per-user scores of two rankers: paired bootstrap (Efron 1979) and sign test.
+def compare(first: pd.Series, second: pd.Series, *, level: float = 0.95) -> Difference:
+    """Compare per-user scores of two rankers: paired bootstrap and sign test.
 
     Both are indexed by user; the same users must stand in both, in any order.
 
@@ -133,16 +125,9 @@ def compare(
     delta = first - second.reindex(first.index)
     better, worse = int((delta > 0).sum()), int((delta < 0).sum())
     p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
-    interval = bootstrap_interval(delta, draws=draws, level=level, seed=seed)
-    return Difference(interval, better, worse, float(p_value))
+    return Difference(bootstrap_interval(delta, level=level), better, worse, float(p_value))
 
 
 def coverage(lists: pd.DataFrame, catalogue_size: int) -> float:
-    """Return the share of the catalogue that appears in at least one list.
-
-    Raises:
-        ValueError: the catalogue is empty.
-    """
-    if catalogue_size < 1:
-        raise ValueError("The catalogue is empty.")
+    """Return the share of the catalogue that appears in at least one list."""
     return lists["movieId"].nunique() / catalogue_size

@@ -69,6 +69,8 @@ def lines(
 ) -> Figure:
     """Return one line per column over the index, and a dashed line for each ``level``."""
     figure, (axes,) = new_axes()
+    if len(table.columns) > len(PALETTE):
+        raise ValueError(f"{len(table.columns)} lines; at most {len(PALETTE)} can be told apart.")
     edge = {"markeredgecolor": BLACK, "markeredgewidth": 0.5}
     for colour, marker, (name, values) in zip(PALETTE, MARKERS, table.items(), strict=False):
         axes.plot(table.index, values, marker=marker, color=colour, label=name, **edge)

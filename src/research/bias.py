@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.stats import kendalltau
 
 from helpers import answers, prompts, ranking
+from research import evaluation
 
 Messages = list[dict[str, str]]
 
@@ -113,7 +114,7 @@ class LabelRanking(BaseModel):
 
 
 def label_prompt(history: pd.DataFrame, movies: pd.DataFrame, kind: str) -> Messages:
-    """Return the prompt of :func:`helpers.prompts.history_prompt` with other labels.
+    """Return the prompt of :func:`research.evaluation.history_prompt` with other labels.
 
     Args:
         history: the viewer's last ratings in order (``title, genres, rating``).
@@ -123,7 +124,7 @@ def label_prompt(history: pd.DataFrame, movies: pd.DataFrame, kind: str) -> Mess
     """
     if kind not in LABELS:
         raise ValueError(f"kind is {kind!r}; it is one of {', '.join(LABELS)}.")
-    plain = prompts.history_prompt(history, ranking.letters(len(movies)), movies)
+    plain = evaluation.history_prompt(history, ranking.letters(len(movies)), movies)
     if kind == "letters":
         return plain
     # Titles hold no line break, so this mark cannot come from one.
@@ -132,7 +133,7 @@ def label_prompt(history: pd.DataFrame, movies: pd.DataFrame, kind: str) -> Mess
         f"{prompts.quote(title)} | {prompts.quote(genres.replace('|', ', '))[1:-1]}"
         for title, genres in zip(movies["title"], movies["genres"], strict=True)
     ]
-    rules = prompts.HISTORY_RULES.format(n=len(movies))
+    rules = evaluation.HISTORY_RULES.format(n=len(movies))
     if kind == "numbers":
         lines = [f"{number} | {line}" for number, line in enumerate(lines, 1)]
         columns, rules = "number | title | genres", rules.replace("letter", "number")
@@ -206,7 +207,7 @@ def content_free(
     """
     blank = pd.DataFrame({"title": [NEUTRAL] * n, "genres": [NEUTRAL] * n, "rating": 3.5})
     history = blank if history is None else history
-    return prompts.history_prompt(history, labels or ranking.letters(n), blank)
+    return evaluation.history_prompt(history, labels or ranking.letters(n), blank)
 
 
 # --- what a place does ----------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def cited_prompt(
 ) -> Messages:
     """Return the ranking prompt that asks which line of the history speaks for a candidate.
 
-    For the arguments see :func:`open_prompt` and :func:`helpers.prompts.history_prompt`.
+    For the arguments see :func:`open_prompt` and :func:`research.evaluation.history_prompt`.
     """
     rows = zip(letters, movies["title"], movies["genres"], strict=True)
     text = f"""\

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, kendalltau
 
 from helpers import metrics, prompts, ranking
-from research import bias
+from research import bias, evaluation
 
 N = 20
 MOVIES = pd.DataFrame(
@@ -79,7 +79,7 @@ def test_the_prompts_of_the_copies_differ_and_their_answers_are_read_back():
     ids = MOVIES.index.tolist()
     texts = []
     for copy in bias.rotations(ids, 3):
-        messages = prompts.history_prompt(MOVIES, ranking.letters(3), MOVIES.loc[copy])
+        messages = evaluation.history_prompt(MOVIES, ranking.letters(3), MOVIES.loc[copy])
         texts.append(messages[1]["content"])
         first_line = texts[-1].split("<candidates>\n")[1].splitlines()[0]
         assert first_line.startswith("A | ") and MOVIES.title[copy[0]][5] in first_line
@@ -125,13 +125,13 @@ def candidate_lines(messages):
 
 
 def test_letters_are_the_prompt_of_the_evaluation():
-    plain = prompts.history_prompt(MOVIES, ["A", "B", "C"], MOVIES)
+    plain = evaluation.history_prompt(MOVIES, ["A", "B", "C"], MOVIES)
     assert bias.label_prompt(MOVIES, MOVIES, "letters") == plain
 
 
 @pytest.mark.parametrize(("kind", "start"), [("numbers", "1 | "), ("titles", '"')])
 def test_other_labels_change_nothing_else(kind, start):
-    plain = prompts.history_prompt(MOVIES, ["A", "B", "C"], MOVIES)
+    plain = evaluation.history_prompt(MOVIES, ["A", "B", "C"], MOVIES)
     other = bias.label_prompt(MOVIES, MOVIES, kind)
     assert other[0] == plain[0]
     told, shown = (one[1]["content"].split("</history>")[0] for one in (other, plain))
@@ -171,7 +171,7 @@ def test_numbers_and_titles_are_read_back():
 
 
 def test_a_sentence_and_a_wish_are_added_and_nothing_else_changes():
-    plain = prompts.history_prompt(MOVIES, ["A", "B", "C"], MOVIES)
+    plain = evaluation.history_prompt(MOVIES, ["A", "B", "C"], MOVIES)
     said = bias.with_sentence(plain, "The viewer is a man.")
     assert said[1]["content"] == "The viewer is a man.\n" + plain[1]["content"]
     wished = bias.with_wish(plain, "Something new.")[1]["content"]

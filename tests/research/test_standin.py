@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pandas as pd
 
-from helpers import prompts, ranking
-from research import scale
+from helpers import ranking
+from research import evaluation, scale
 from research.standin import MODEL, standin
 
 
 def test_it_answers_late_in_the_order_shown_and_counts():
     movies = pd.DataFrame({"title": ["One (2001)", "Z | two (2002)"], "genres": ["Drama"] * 2})
     history = movies.assign(rating=4.0)
-    asked = prompts.history_prompt(history, ranking.letters(2), movies)
+    asked = evaluation.history_prompt(history, ranking.letters(2), movies)
     with standin(0.3) as server, openai.OpenAI(base_url=server.url, api_key="x") as client:
 
         def ask(note: str):
