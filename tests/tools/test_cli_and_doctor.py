@@ -1,187 +1,23 @@
-"""The commands, the doctor, and Java's one sentence."""
+"""The doctor, and Java's one sentence."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import re
 import socket
 import stat
 import subprocess
 import sys
 
-import course
-import nbformat
-import pandas as pd
-import publish
 import pytest
 from misbehaving_server import completion
-from nbconvert.filters.markdown import markdown2html
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from werkzeug import Response
 
-from helpers import doctor, replies
+from helpers import doctor
 from helpers import spark as spark_module
-from helpers.data import Dataset
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java, parse_java_version
-
-
-@pytest.fixture
-def project(tmp_path, settings):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "pyproject.toml").write_text("[project]\n")
-    for name in ("01_a", "02_b", "03_c"):
-        cells = [new_markdown_cell("# T"), new_code_cell("print(6 * 7)"), new_markdown_cell("end")]
-        nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / f"{name}.ipynb")
-    return dataclasses.replace(settings, root=tmp_path)
-
-
-def test_navigation_links_neighbours_and_is_idempotent(project):
-    course.write_navigation(project)
-    texts = [path.read_text() for path in course.notebooks(project)]
-    course.write_navigation(project)
-    assert texts == [path.read_text() for path in course.notebooks(project)]
-    first = nbformat.read(course.notebooks(project)[1], 4).cells[0].source
-    assert "(01_a.ipynb)" in first and "(03_c.ipynb)" in first and first.count(publish.NAV) == 1
-    assert markdown2html(first).count("<a href=") == 3
-
-
-def test_execute_saves_clean_outputs(project):
-    path = course.notebooks(project)[0]
-    notebook = nbformat.read(path, 4)
-    notebook.cells[1].source += "\nimport sys; print('noise', file=sys.stderr)"
-    nbformat.write(notebook, path)
-    assert course.execute_in_place(project, ["01"]) == 0
-    cell = nbformat.read(path, 4).cells[1]
-    assert [output.text for output in cell.outputs] == ["42\n"] and cell.execution_count == 1
-
-
-def test_a_failing_cell_is_named(project):
-    path = course.notebooks(project)[0]
-    notebook = nbformat.read(path, 4)
-    notebook.cells[1].source = "1 / 0"
-    nbformat.write(notebook, path)
-    with pytest.raises(course.NotebookFailedError, match=r"01_a\.ipynb.*ZeroDivisionError"):
-        course.execute(path, progress=False)
-
-
-@pytest.mark.parametrize(
-    ("source", "reason"),
-    [
-        (
-            "from helpers.prompts import Profile\nProfile.model_validate({'likes': 3})",
-            r"\(from helpers.prompts import Profile\): ValidationError: \d+ validation errors? for "
-            r"Profile \w+ .+",
-        ),
-        ("# Odd\nraise ValueError('first\\nlast')", r"\(# Odd\): ValueError: first"),
-        ("raise OSError('Why:\\nlast')", r"\(raise .*\): OSError: Why: last"),
-        ("assert " + "1 > 2 or " * 20 + "0", r"\(assert [^)]{53}\): AssertionError"),
-    ],
-)
-def test_a_failed_cell_is_named_by_its_place_and_the_reasons_first_line(project, source, reason):
-    path = course.notebooks(project)[0]
-    cells = [new_code_cell(text) for text in ("1", "", source, "2")]
-    cells.insert(1, new_markdown_cell("text"))
-    nbformat.write(new_notebook(cells=cells), path)
-    with pytest.raises(course.NotebookFailedError) as caught:
-        course.execute(path, progress=False)
-    assert re.fullmatch(rf"01_a\.ipynb, code cell 3 of 4 {reason}", str(caught.value))
-    assert "further information" not in str(caught.value)
-
-
-def test_the_ranked_list_is_printed(tmp_path, capsys):
-    rows = [{"rank": 1, "movieId": 7, "title": "Emma (1996)", "source": "LLM", "reason": "warm"}]
-    pd.DataFrame(rows).to_csv(tmp_path / "x.csv", index=False)
-    course.print_ranked_list(tmp_path / "x.csv")
-    printed = capsys.readouterr().out
-    assert "ranked by: LLM" in printed and "1. Emma (1996)" in printed and "warm" in printed
-
-
-def test_run_executes_in_order_and_ends_with_the_list(project, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(course, "check_java", lambda: None)
-    monkeypatch.setattr(course.data, "locate", lambda _: Dataset(tmp_path, "d", "s", False, False))
-    ranked = project.cache_dir / course.RANKED_LIST
-    ranked.parent.mkdir(parents=True)
-    ranked.write_text("stale")  # a list of an earlier run must not pass for this one's
-    rows = "rank,title,source,reason\\n1,Emma (1996),LLM,warm\\n"
-    path = course.notebooks(project)[1]
-    notebook = nbformat.read(path, 4)
-    notebook.cells[1].source = f"import pathlib; pathlib.Path({str(ranked)!r}).write_text('{rows}')"
-    nbformat.write(notebook, path)
-    assert course.run(project, "01", "02", tmp_path / "out") == 0
-    printed = capsys.readouterr().out
-    assert printed.index("2 notebooks in") < printed.index("1. Emma (1996)")
-    done = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert done == ["01_a.ipynb", "02_b.ipynb"]
-    assert nbformat.read(tmp_path / "out" / "01_a.ipynb", 4).cells[1].outputs[0].text == "42\n"
-    assert not nbformat.read(course.notebooks(project)[0], 4).cells[1].outputs  # the original stays
-
-
-def test_run_stops_at_a_failing_notebook_without_a_stale_list(
-    project, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(course, "check_java", lambda: None)
-    monkeypatch.setattr(course.data, "locate", lambda _: Dataset(tmp_path, "d", "s", False, False))
-    ranked = project.cache_dir / course.RANKED_LIST
-    ranked.parent.mkdir(parents=True)
-    ranked.write_text("rank,title,source,reason\n1,Stale (1900),LLM,\n")
-    path = course.notebooks(project)[0]
-    notebook = nbformat.read(path, 4)
-    notebook.cells[1].source = "1 / 0"
-    nbformat.write(notebook, path)
-    assert course.run(project, "01", "02", tmp_path / "out") == 1
-    printed = capsys.readouterr()
-    assert "01_a.ipynb" in printed.err and "ZeroDivisionError" in printed.err
-    assert "Stale" not in printed.out
-    assert not (tmp_path / "out" / "02_b.ipynb").exists()
-
-
-def test_run_without_java_or_data_is_one_sentence(project, tmp_path, capsys, monkeypatch):
-    def missing():
-        raise JavaError("Java was not found: install it.")
-
-    monkeypatch.setattr(course, "check_java", missing)
-    assert course.run(project, "01", "02", tmp_path / "out") == 1
-    assert capsys.readouterr().err == "Java was not found: install it.\n"
-    monkeypatch.setattr(course, "check_java", lambda: None)
-    nowhere = dataclasses.replace(project, movielens_dir=tmp_path / "nowhere")
-    assert course.run(nowhere, "01", "02", tmp_path / "out") == 1
-    assert capsys.readouterr().err.startswith("MOVIELENS_DIR names a folder that does not exist")
-
-
-def test_a_wrong_setting_is_one_sentence(capsys, monkeypatch):
-    monkeypatch.setenv("LLM_MODE", "banana")
-    assert course.main(["run"]) == 1
-    assert capsys.readouterr().err == "LLM_MODE must be auto, live, recorded or none.\n"
-
-
-def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
-    bodies = [{"messages": [{"role": "user", "content": text}]} for text in "abc"]
-    keys = [replies.request_key(body) for body in bodies]
-    pending = replies.PendingRequests(project.cache_dir / "pending.jsonl")
-    for body in bodies:
-        pending.add(body)
-    project.replies_dir.mkdir()
-    committed = replies.Reply(keys[0], completion("x"), "", bodies[0])
-    replies.write_jsonl([committed], project.replies_dir / "x.jsonl")
-    sent, back = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    assert course.exchange_batch(project, "export", sent) == 0
-    names = [json.loads(line)["custom_id"] for line in sent.read_text().splitlines()]
-    assert names == keys[1:]
-    answer = {"custom_id": keys[1], "response": {"status_code": 200, "body": completion("yes")}}
-    back.write_text(json.dumps(answer) + "\n")
-    capsys.readouterr()
-    assert course.exchange_batch(project, "import", back) == 1  # one is still open
-    assert capsys.readouterr().out.splitlines() == [
-        "1 imported, 0 failed, 1 unanswered, 0 never asked", f"  {keys[2]}: unanswered"
-    ]  # fmt: skip
-    assert course.exchange_batch(project, "export", sent) == 0
-    assert [json.loads(line)["custom_id"] for line in sent.read_text().splitlines()] == keys[2:]
-    last = {"custom_id": keys[2], "response": {"status_code": 200, "body": completion("yes")}}
-    back.write_text(json.dumps(last) + "\n")
-    assert course.exchange_batch(project, "import", back) == 0
 
 
 def test_the_doctors_own_checks_say_what_they_found(tmp_path, monkeypatch, settings):
