@@ -8,6 +8,7 @@ Set-up, parameters, widgets, exercises and what follows them are left out.
 from __future__ import annotations
 
 import copy
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,11 @@ def slide_cells(notebook: NotebookNode) -> NotebookNode:
         exercises = cell.cell_type == "markdown" and EXERCISES.search(cell.source)
         if cell.cell_type == "markdown":
             cell.source = NAV.sub("", EXERCISES.split(cell.source)[0])
+        for output in cell.get("outputs", []):
+            if png := output.get("data", {}).get("image/png"):  # nbconvert would drop the alt text
+                alt = html.escape(output.metadata.get("image/png", {}).get("alt", ""))
+                image = f'<img alt="{alt}" src="data:image/png;base64,{png}">'
+                output.data = nbformat.from_dict({"text/html": image})
         if "slide_type" not in slideshow:
             slideshow.slide_type = "skip" if _is_left_out(cell) else "subslide"
         show.cells.append(cell)
