@@ -60,8 +60,10 @@ def _is_left_out(cell: NotebookNode) -> bool:
 def write_slides(paths: Sequence[Path], target: Path) -> None:
     """Write one page of slides per notebook into ``target``; a slide that is too tall scrolls."""
     target.mkdir(parents=True, exist_ok=True)
-    exporter = SlidesExporter(reveal_scroll=True, exclude_input_prompt=True,
-                              exclude_output_prompt=True)  # fmt: skip
+    exporter = SlidesExporter(
+        reveal_width="1280", reveal_height="720", reveal_scroll=True,
+        exclude_input_prompt=True, exclude_output_prompt=True,
+    )  # fmt: skip
     for path in paths:
         page, _ = exporter.from_notebook_node(slide_cells(nbformat.read(path, as_version=4)))
         (target / f"{path.stem}.html").write_text(page, encoding="utf-8")
