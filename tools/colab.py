@@ -29,8 +29,6 @@ class ColabError(RuntimeError):
 def prepare(extra: str = "") -> None:
     """Install the course with extras of ``pyproject.toml`` (``"a,b"``), Java and data.
 
-    Running twice is safe.
-
     Raises:
         ColabError: a package or Java could not be installed, or the runtime must be restarted.
     """

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.util
 import re
 import signal
 import subprocess
@@ -34,7 +33,6 @@ from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
 from research import app, batch
 
-CORE = ("01", "02", "03", "04", "05")
 RANKED_LIST = "05_ranked_list.csv"
 APP_PAGE = Path(__file__).with_name("app.ipynb")
 CELL_TIMEOUT_S = 1200
@@ -136,10 +134,7 @@ def app_command(options: Sequence[str] = ()) -> list[str]:
 
 
 def open_app(settings: Settings) -> int:
-    """Serve the app's page until interrupted; notebooks 02 and 03 run first if they never did."""
-    if importlib.util.find_spec("voila") is None:
-        print("The page needs Voila: pip install -e '.[tools]'.", file=sys.stderr)
-        return 1
+    """Serve the app's page (Voila); notebooks 02 and 03 run first if they never did."""
     dataset = data.locate(settings)
     print(dataset.describe())
     for path in notebooks(settings)[1:3]:
@@ -278,8 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command_parser
 
     running = add("run", lambda s, o: run(s, o.first, o.last, o.output))
-    running.add_argument("--from", dest="first", default=CORE[0])
-    running.add_argument("--to", dest="last", default=CORE[-1])
+    running.add_argument("--from", dest="first", default="01")
+    running.add_argument("--to", dest="last", default="05")
     running.add_argument("--output", type=Path, default=Path("executed"))
     for name, action in {"app": open_app, "slides": write_slides, "copies": write_copies,
                          "forget": forget, "stamp": stamp}.items():  # fmt: skip

@@ -20,8 +20,7 @@ NAV = "<!--NAV-->"
 LAUNCH = "<!--LAUNCH-->"
 BRANCH = "main"
 ADDRESS = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
-SET_UP_ENDS = "print(versions("
-"""Where the part of a set-up cell begins that differs from notebook to notebook."""
+SET_UP_ENDS = "print(versions("  # here begins what differs from notebook to notebook
 NO_ADDRESS = (
     "This copy does not know its address on GitHub yet, so it has no launch links. Write it into\n"
     "`pyproject.toml` (`Repository` under `[project.urls]`), then `python tools/course.py stamp`."
@@ -120,8 +119,6 @@ def write_set_up(notebook: nbformat.NotebookNode, address: str | None) -> None:
 
 def stamp(settings: Settings) -> str | None:
     """Write the address into all notebooks, their template and the README, and return it.
-
-    Running twice is safe.
 
     Raises:
         PublishError: the address has the wrong form, or a file lacks the place for it.

@@ -94,7 +94,9 @@ def test_what_needs_no_extra_runs_without_one():
 @pytest.mark.parametrize("name", ["ci.yml", "weekly.yml"])
 def test_the_files_that_a_workflow_names_exist(name):
     text = (ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8")
-    files = re.findall(r"(?:tests|notebooks|\.ci)/[\w./]+\.(?:py|ipynb)|requirements[\w.-]*\.lock", text)
+    files = re.findall(
+        r"(?:tests|notebooks|\.ci)/[\w./]+\.(?:py|ipynb)|requirements[\w.-]*\.lock", text
+    )
     assert files and [file for file in files if not Path(ROOT, file).exists()] == []
 
 
