@@ -59,7 +59,8 @@ def sample_results(sample, settings) -> None:
     """What notebooks 02 and 03 save for the sample; they run if they never did, in one process."""
     turn = settings.cache_dir / ".sample-results"
     deadline = time.monotonic() + 900
-    while not result_path("03_implicit", sample, settings).is_file():
+    results = [result_path(name, sample, settings) for name in ("02_grid", "03_implicit")]
+    while not all(result.is_file() for result in results):
         settings.cache_dir.mkdir(exist_ok=True)
         try:
             turn.mkdir()

@@ -137,8 +137,8 @@ def open_app(settings: Settings) -> int:
     """Serve the app's page (Voila); notebooks 02 and 03 run first if they never did."""
     dataset = data.locate(settings)
     print(dataset.describe())
-    for path in notebooks(settings)[1:3]:
-        if not data.result_path("03_implicit", dataset, settings).is_file():
+    for path, name in zip(notebooks(settings)[1:3], ("02_grid", "03_implicit"), strict=True):
+        if not data.result_path(name, dataset, settings).is_file():
             print(f"The app needs what notebooks 02 and 03 save: running {path.stem}, once.")
             execute(path)
     app.load_retriever(dataset, settings)
