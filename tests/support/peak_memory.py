@@ -29,6 +29,7 @@ class PeakMemory(threading.Thread):
     def __init__(self, pid: int, *, itself: bool = False, limit_mb: float | None = None) -> None:
         super().__init__(daemon=True)
         self.process, self.peak_mb = psutil.Process(pid), 0.0
+        self.parts: list[tuple[str, float]] = []  # names and MB of the processes at the peak
         self.itself, self.limit_mb, self.killed = itself, limit_mb, False
         self.done = threading.Event()
 
@@ -42,8 +43,10 @@ class PeakMemory(threading.Thread):
             while not self.done.wait(0.2) and self.process.status() != psutil.STATUS_ZOMBIE:
                 family = self.process.children(recursive=True)
                 family += [self.process] if self.itself else []
-                total = sum(map(self._memory_mb, family))
-                self.peak_mb = max(self.peak_mb, total)
+                parts = [self._name_and_mb(process) for process in family]
+                total = sum(size for _, size in parts)
+                if total > self.peak_mb:
+                    self.peak_mb, self.parts = total, parts
                 if self.limit_mb is not None and total > self.limit_mb:
                     self.killed = True
                     for child in [self.process, *family]:
@@ -51,11 +54,10 @@ class PeakMemory(threading.Thread):
                             child.kill()
 
     @staticmethod
-    def _memory_mb(process: psutil.Process) -> float:
+    def _name_and_mb(process: psutil.Process) -> tuple[str, float]:
         try:
-            if borrows(process):
-                return 0.0
             memory = process.memory_full_info()
+            size = 0.0 if borrows(process) else getattr(memory, "pss", memory.rss) / 2**20
+            return process.name(), size
         except (psutil.Error, AttributeError):  # it has ended
-            return 0.0
-        return getattr(memory, "pss", memory.rss) / 2**20
+            return "ended", 0.0
