@@ -1,10 +1,11 @@
 # Everything a newcomer needs: `make run`, `make test`. `make help` lists the rest; Windows: README.md.
 #: make run          set up, run notebooks 01-05, print the ranked list of movies
-#: make lab          set up, open JupyterLab with the notebooks in order
+#: make lab          set up, open JupyterLab at the first notebook, the others beside it
 #: make app          set up, open the app of notebook 05 on a page of its own
-#: make doctor       check Python, Java, memory, data, LLM
-#: make test         set up, run every test, notebooks included
-#: make test-release only the tests that need MOVIELENS_DIR and were skipped without it
+#: make doctor       check Python, Java, memory, Spark, data, LLM
+#: make check        lint, format, types, spelling, secrets, imports
+#: make test         set up, run every test, and the notebooks on the sample
+#: make test-release the tests that need MOVIELENS_DIR, and the notebooks output by output
 #: make slides       slides of notebooks 01-06 into docs-build/slides/
 #: make copies       notebooks without outputs and solutions, for live coding, into live/
 #: make site         the site into build/site, which opens from disk
@@ -13,24 +14,22 @@
 #: make binder       run notebooks 01-06 in a JupyterLab within Binder's 2 GB of memory
 #: make lock         write the locks anew (needs uv)
 #: make clean        remove the virtual environment and all caches but your own LLM replies
-SHELL := /bin/sh
 VENV ?= .venv
+PYTHON ?= python3
 TORCH := 2.13.0
-# The first Python that is new enough; override with `make run PYTHON=/path/to/python`.
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
-	if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	2>/dev/null; then echo $$p; break; fi; done)
-BIN := $(VENV)/bin
+BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 EXTRA := $(VENV)/.ready-llamarec
 TOOLS := $(VENV)/.ready-tools
 PIP := $(BIN)/python -m pip install --quiet
-.PHONY: help run lab app doctor test test-release slides copies site bench bench-scale binder lock clean
-help:
-	@sed -n 's/^#: //p' Makefile
+TEST := $(BIN)/python -m pytest
+NBVAL := LLM_MODE=recorded MOVIELENS_DOWNLOAD=0 $(TEST) -n 2 --nbval-cell-timeout=600 \
+	--nbval-sanitize-with tests/support/nbval_sanitize.cfg
+.PHONY: help run lab app doctor check test test-release slides copies site bench bench-scale binder lock clean
+help: ; @sed -n 's/^#: //p' Makefile
 $(READY): requirements.lock pyproject.toml
-	@if [ -z "$(PYTHON)" ]; then echo \
-	"Python 3.11 or newer was not found: install it, or say make PYTHON=/path/to/python."; exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: \
+	install it, or say make PYTHON=/path/to/python.")'
 	@echo "Setting up $(VENV) (a few minutes, once)..." && $(PYTHON) -m venv $(VENV)
 	@$(PIP) --require-hashes -r requirements.lock && $(PIP) --no-deps --editable . && touch $@
 # PyTorch has other builds on other systems, so only it comes without a hash.
@@ -39,22 +38,22 @@ $(EXTRA): $(READY) requirements-llamarec.lock
 	@$(PIP) --require-hashes --no-deps -r requirements-llamarec.lock && $(PIP) torch==$(TORCH) && touch $@
 $(TOOLS): $(READY) requirements-tools.lock
 	@echo "Adding the browser tools..." && $(PIP) --require-hashes --no-deps -r requirements-tools.lock && touch $@
-test: $(EXTRA) $(TOOLS) # two at a time, then by themselves the ones that time something
-	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not alone"; first=$$?; \
-	 $(BIN)/python -m pytest -m alone && exit $$first
-test-release: $(EXTRA) $(TOOLS)
-	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m release
-app site: $(TOOLS)
-run lab app slides copies: $(READY)
-	@$(BIN)/python tools/course.py $@
-site: ; @$(BIN)/python tools/site/build.py
+run slides copies: $(READY) ; @$(BIN)/python tools/course.py $@
+app: $(TOOLS) ; @$(BIN)/python tools/course.py app
+lab: $(READY) ; @$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_data_loading.ipynb
 doctor: $(READY) ; @$(BIN)/python -m helpers.doctor
-bench: $(READY) # rows that need PyTorch are skipped where it is missing
-	@$(BIN)/python tools/benchmarks/run.py --only "$(ONLY)"
+check: $(EXTRA) $(TOOLS) ; @PATH="$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure
+test: $(EXTRA) $(TOOLS) # two at a time, then by themselves the ones that time something
+	@failed=0; $(TEST) -n 2 --no-loadscope-reorder -m "not alone" || failed=1; $(TEST) -m alone || failed=1; \
+	MOVIELENS_DIR="$(CURDIR)/data/sample" $(NBVAL) --nbval-lax notebooks || failed=1; exit $$failed
+test-release: $(EXTRA) $(TOOLS)
+	@failed=0; $(TEST) -n 2 -m release || failed=1; $(NBVAL) --nbval notebooks || failed=1; exit $$failed
+site: $(TOOLS) ; @$(BIN)/sphinx-build -b html -W --keep-going -q -c tools/site -d build/doctrees . build/site
+bench: $(READY) ; @$(BIN)/python tools/benchmarks/run.py --only "$(ONLY)"
 bench-scale: $(READY)
 	@$(BIN)/python tools/benchmarks/bench_scale.py && $(BIN)/python tools/benchmarks/bench_scale.py --rivals
 binder: $(READY) ; @$(BIN)/python tools/benchmarks/binder.py
 lock: ; @python3 tools/lock.py
 clean: # replies of your own may have cost money: they stay
 	rm -rf $(VENV) executed build docs-build live tests/artefacts .pytest_cache .ruff_cache .hypothesis
-	if [ -d data/cache ]; then find data/cache -mindepth 1 ! -name 'replies.jsonl' -delete; fi
+	if [ -d data/cache ]; then find data/cache -mindepth 1 ! -name replies.jsonl -delete; fi

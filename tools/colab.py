@@ -18,7 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Colab's front end works with its own versions of these; other ones may break the next session.
 COLABS_OWN = {"ipykernel", "ipython", "ipywidgets", "jupyterlab"}
-JAVA_HOMES = Path("/usr/lib/jvm")
 JAVA = "import helpers.spark as s; print('Java', s.check_java().version)"
 DATA = "from helpers import data; print(data.locate().describe())"
 
@@ -30,12 +29,10 @@ class ColabError(RuntimeError):
 def prepare(extra: str = "") -> None:
     """Install the course with extras of ``pyproject.toml`` (``"a,b"``), Java and data.
 
-    Running twice is safe.
-
     Raises:
         ColabError: a package or Java could not be installed, or the runtime must be restarted.
     """
-    known = {name: metadata.version(name) for name in ("numpy", "pandas") if name in sys.modules}
+    loaded = {name: metadata.version(name) for name in ("numpy", "pandas") if name in sys.modules}
     print("Installing the course: two to five minutes, once per Colab machine.")
     pip = (sys.executable, "-m", "pip", "install", "--quiet")
     if _run(*pip, *requirements(extra)) or _run(*pip, "--no-deps", str(ROOT)):
@@ -43,10 +40,16 @@ def prepare(extra: str = "") -> None:
     importlib.invalidate_caches()
     os.environ["HELPERS_HOME"] = str(ROOT)
     if _run(sys.executable, "-c", JAVA):
-        _install_java()
+        print("No suitable Java: installing Java 17 (half a minute).")
+        _run("apt-get", "update", "-qq")
+        _run("apt-get", "install", "-y", "-qq", "openjdk-17-jre-headless")
+        for home in Path("/usr/lib/jvm").glob("java-17-openjdk*"):  # another may stay the default
+            os.environ["JAVA_HOME"] = str(home)
+        if _run(sys.executable, "-c", JAVA):
+            raise ColabError("Java 17 could not be installed; the messages above say why.")
     if _run(sys.executable, "-c", DATA):
         raise ColabError("The data are not usable; the message above says what to do.")
-    changed = [name for name, version in known.items() if metadata.version(name) != version]
+    changed = [name for name, version in loaded.items() if metadata.version(name) != version]
     if changed:
         # An imported module cannot be exchanged; mixing two versions fails much later, oddly.
         raise ColabError(
@@ -61,33 +64,13 @@ def requirements(extra: str = "") -> list[str]:
     wanted = [*project["dependencies"]]
     for name in filter(None, extra.split(",")):
         wanted += project["optional-dependencies"][name]
-    return [line for line in wanted if re.match(r"[\w.-]+", line)[0] not in COLABS_OWN]
-
-
-def _install_java() -> None:
-    print("No suitable Java: installing Java 17 (half a minute).")
-    _run("apt-get", "update", "-qq")
-    _run("apt-get", "install", "-y", "-qq", "openjdk-17-jre-headless")
-    # Another Java may stay the default one.
-    homes = sorted(JAVA_HOMES.glob("java-17-openjdk*"))
-    if homes:
-        os.environ["JAVA_HOME"] = str(homes[0])
-    if _run(sys.executable, "-c", JAVA):
-        raise ColabError("Java 17 could not be installed; the messages above say why.")
+    return [line for line in wanted if re.split(r"[^\w.-]", line)[0] not in COLABS_OWN]
 
 
 def _run(*command: str) -> int:
-    """Run a command, print what it says, and return its exit status."""
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-    except FileNotFoundError:
-        print(f"{command[0]} was not found.")
-        return 127
-    # Of a traceback its last line is the message.
-    told = done.stdout.strip()
-    told = told.splitlines()[-1] if told.startswith("Traceback") else told
-    if told:
-        print(told)
+    """Run a command, print its output (of a traceback the last line), return its exit status."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output = done.stdout.strip()
+    if output:
+        print(output.splitlines()[-1] if output.startswith("Traceback") else output)
     return done.returncode

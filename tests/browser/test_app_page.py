@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import course
 import pytest
-import room
 from browsers import offline_environment, serving, shoot
 
 from helpers import data
@@ -31,7 +31,7 @@ def voila(pipeline, tmp_path_factory):
     environment = offline_environment(folder)
     # No Java: with its factors kept, the page must not start Spark.
     environment["JAVA_HOME"] = str(folder / "no-java")
-    with serving(room.app_command(options), "", folder, environment, "") as server:
+    with serving(course.app_command(options), "", folder, environment, "") as server:
         yield server
 
 

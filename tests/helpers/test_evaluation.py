@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import course
 import numpy as np
 import pandas as pd
 import pytest
@@ -175,13 +174,6 @@ def test_the_evaluation_table_is_whole():
         assert (rows["NDCG@10"] <= rows.loc["oracle", "NDCG@10"] + 1e-9).all()
 
 
-def test_the_readme_shows_the_table_as_it_is():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, shown, _ = text.split(course.TABLE)
-    assert shown.strip() == course.evaluation_table(pd.read_csv(RESULTS))
-    assert "as published" in shown and "[" in shown
-
-
 def test_what_the_readme_says_in_words_follows_from_the_table():
     rows = pd.read_csv(RESULTS).query("metric == 'NDCG@10'").set_index(["retriever", "ranker"])
     strong, weak = rows.loc["transitions"], rows.loc["implicit ALS"]
@@ -193,30 +185,6 @@ def test_what_the_readme_says_in_words_follows_from_the_table():
     llm_rows = weak.loc[[name for name in weak.index if "LLM" in name], "value"]
     assert strong.loc["its own order", "value"] > llm_rows.max()
     assert strong.loc["its own order", "value"] > 5 * rows.loc["explicit ALS", "value"].max()
-
-
-def test_writing_the_table_twice_changes_nothing(tmp_path):
-    (tmp_path / "data" / "results").mkdir(parents=True)
-    rows = pd.DataFrame(
-        {
-            "retriever": ["a", "a", "b"], "ranker": ["x", "x", "as published"],
-            "metric": ["NDCG@10", "Recall@20", "NDCG@10"], "value": [0.5, 0.25, 0.1],
-            "low": [0.4, 0.2, None], "high": [0.6, 0.3, None], "users": [9, 9, 9],
-        }
-    )  # fmt: skip
-    rows.to_csv(tmp_path / "data" / "results" / "06_evaluation.csv", index=False)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"one\n\n{course.TABLE} old {course.TABLE}\n\ntwo\n")
-    settings = Settings(root=tmp_path)
-    assert course.write_table(settings) == 0
-    first = readme.read_text()
-    assert "| a | x | 0.500 [0.400, 0.600] |  | 0.250 [0.200, 0.300] |" in first
-    assert "| b | as published | 0.1000 |  |  |" in first
-    assert first.startswith("one\n") and first.endswith("two\n")
-    assert course.write_table(settings) == 0 and readme.read_text() == first
-    readme.write_text("no marks")
-    with pytest.raises(ValueError, match="mark"):
-        course.write_table(settings)
 
 
 def test_an_answer_cut_after_whole_items_counts_and_one_letter_does_not(offline):

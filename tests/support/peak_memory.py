@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from pathlib import Path
 
 import psutil
-
-MEMORY_LIMIT_MB = 1700  # what runs on Binder, which has 2 GB and JupyterLab in it
-MEMORY_LIMIT_OF_08_MB = 3000  # PyTorch and a JVM at once; it needs the extra, which Binder lacks
-CELL_TIMEOUT_S = 600
 
 
 def borrows(child: psutil.Process) -> bool:
     """Whether Java has forked this process, but it is not yet the program it will become.
 
-    Until then it has Java's command line; its own name is that of the thread that forked it.
+    Until then it has Java's command line, and all of Java's memory.
     """
     command = child.cmdline()
     return bool(command) and Path(command[0]).stem == "java" and command == child.parent().cmdline()
@@ -26,16 +21,15 @@ def borrows(child: psutil.Process) -> bool:
 class PeakMemory(threading.Thread):
     """Samples the memory of a process's descendants until it ends.
 
-    Counts proportional set size where the system tells it (Linux), so that pages which processes
-    share count once, else resident size. A child that Java has forked but that has not yet become
-    another program borrows all of its parent's memory: it is left out. With ``itself`` the process
-    counts too. Above ``limit_mb`` it is killed with all that it started, and ``killed`` is true.
+    Counts proportional set size where the system tells it (Linux), so that shared pages count once,
+    else resident size. With ``itself`` the process counts too. Above ``limit_mb`` it is killed with
+    all that it started, and ``killed`` is true.
     """
 
     def __init__(self, pid: int, *, itself: bool = False, limit_mb: float | None = None) -> None:
         super().__init__(daemon=True)
         self.process, self.peak_mb = psutil.Process(pid), 0.0
-        self.parts: list[tuple[str, float]] = []
+        self.parts: list[tuple[str, float]] = []  # names and MB of the processes at the peak
         self.itself, self.limit_mb, self.killed = itself, limit_mb, False
         self.done = threading.Event()
 
@@ -44,34 +38,26 @@ class PeakMemory(threading.Thread):
         self.done.set()
         self.join()
 
-    def alive(self) -> bool:
-        return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
-
     def run(self) -> None:
-        while not self.done.is_set() and self.alive():
-            parts = []
-            try:
+        with contextlib.suppress(psutil.Error):
+            while not self.done.wait(0.2) and self.process.status() != psutil.STATUS_ZOMBIE:
                 family = self.process.children(recursive=True)
-                if self.itself:
-                    family.append(self.process)
-                for child in family:
-                    try:
-                        name = child.name()
-                        if borrows(child):
-                            continue
-                        memory = child.memory_full_info()
-                        parts.append((name, getattr(memory, "pss", memory.rss) / 2**20))
-                    except (psutil.Error, AttributeError):
-                        continue
-            except psutil.Error:
-                return
-            total = sum(size for _, size in parts)
-            if total > self.peak_mb:
-                self.peak_mb, self.parts = total, parts
-            if self.limit_mb is not None and total > self.limit_mb:
-                self.killed = True
-                for child in [self.process, *family]:
-                    with contextlib.suppress(psutil.Error):
-                        child.kill()
-                return
-            time.sleep(0.2)
+                family += [self.process] if self.itself else []
+                parts = [self._name_and_mb(process) for process in family]
+                total = sum(size for _, size in parts)
+                if total > self.peak_mb:
+                    self.peak_mb, self.parts = total, parts
+                if self.limit_mb is not None and total > self.limit_mb:
+                    self.killed = True
+                    for child in [self.process, *family]:
+                        with contextlib.suppress(psutil.Error):
+                            child.kill()
+
+    @staticmethod
+    def _name_and_mb(process: psutil.Process) -> tuple[str, float]:
+        try:
+            memory = process.memory_full_info()
+            size = 0.0 if borrows(process) else getattr(memory, "pss", memory.rss) / 2**20
+            return process.name(), size
+        except (psutil.Error, AttributeError):  # it has ended
+            return "ended", 0.0

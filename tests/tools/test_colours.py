@@ -7,13 +7,10 @@ import re
 
 import matplotlib.colors
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import slides
 
-from conftest import ROOT
 from helpers import plots
 from research import app
 
@@ -76,17 +73,9 @@ def test_marks_stand_out_from_white_and_do_not_rest_on_colour_alone():
     plt.close("all")
 
 
-STYLES = {
-    "app": app.STYLE,
-    "slides": (slides.TEMPLATES / "slides" / "index.html.j2").read_text(encoding="utf-8"),
-}
-
-
-@pytest.mark.parametrize("name", STYLES)
-def test_text_of_the_app_and_the_slides_is_read_on_its_ground(name):
-    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", STYLES[name].split("<script>")[0])
+def test_text_of_the_app_is_read_on_its_ground():
     found = []
-    for selector, body in rules:
+    for selector, body in re.findall(r"([^{}]+)\{([^{}]*)\}", app.STYLE):
         colour = re.search(r"(?<![-\w])color:\s*(#\w+)", body)
         ground = re.search(r"background:\s*(#\w+)", body)
         if colour:
@@ -94,22 +83,3 @@ def test_text_of_the_app_and_the_slides_is_read_on_its_ground(name):
     assert len(found) >= 3
     for selector, colour, ground in found:
         assert contrast(colour, ground) >= TEXT, selector
-
-
-def test_code_on_slides_is_read_on_its_ground():
-    highlight = pytest.importorskip("pygments").highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-
-    formatter = HtmlFormatter(style="default")
-    rules = formatter.get_style_defs(".highlight")
-    colours = dict(re.findall(r"\.(\w+) \{[^}]*?(?<![-\w])color: (#\w+)", rules))
-    code = ""
-    for path in sorted((ROOT / "notebooks").glob("0[1-6]_*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        code += "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    used = set(re.findall(r'class="(\w+)"', highlight(code, PythonLexer(), formatter)))
-    assert len(used & set(colours)) >= 10
-    ground = re.search(r"\.highlight \{ background: (#\w+)", STYLES["slides"])[1]
-    for name in (used - {"w"}) & set(colours):  # w is white space
-        assert contrast(colours[name], ground) >= TEXT, name

@@ -1,32 +1,39 @@
-"""Sphinx settings of the site; ``tools/site/build.py`` calls Sphinx with them.
+"""Sphinx settings of the site (``make site``): the repository's own documents and notebooks.
 
-Nothing on a page comes from another machine: it opens from disk, without a network.
+Nothing is executed, and nothing on a page comes from another machine: it opens from disk.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-from base64 import b64decode, b64encode
+import re
+import sys
+from base64 import b64encode
 from pathlib import Path
 
 import nbformat
-import publish
 from docutils import nodes
-from matplotlib.font_manager import FontProperties
 from matplotlib.mathtext import math_to_image
 from sphinx.application import Sphinx
 
-ROOT = Path(os.environ["COURSE_ROOT"])
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+import publish  # noqa: E402
+
 ADDRESS = publish.repository(ROOT)
+NOTEBOOKS = [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+DOCUMENTS = sorted(f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS += ["data/README", "data/replies/README", "data/sample/README", "CONTRIBUTING"]
+DOCUMENTS += ["CHANGELOG"]
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 project = "LLM-powered recommenders"
 author = "The contributors of this course"
 copyright = "the contributors of this course; text and figures CC BY 4.0"
 extensions = ["myst_nb", "sphinx_design"]
-root_doc = "index"
-exclude_patterns = ["docs/template.ipynb"]  # a file to copy, not a page
+root_doc = "README"
+include_patterns = ["README.md", "notebooks/*.ipynb", *(f"{name}.md" for name in DOCUMENTS)]
+exclude_patterns = [".*", "build", "docs-build", "executed", "live", "shared", "src", "tests"]
 language = "en"
 
 nb_execution_mode = "off"
@@ -40,64 +47,63 @@ html_title = project
 html_show_search_summary = False  # a page opened from disk may not read other files
 html_copy_source = False
 html_math_renderer = "mathtext"
-html_static_path = ["course.css"]
-html_css_files = ["course.css"]
 html_context = {"default_mode": "light"}
-html_theme_options = {
-    "navigation_with_keys": False,
-    "use_download_button": False,
-    "navbar_persistent": [],  # the sidebar has the search
-}
+html_theme_options = {"use_download_button": False, "navbar_persistent": []}
 if ADDRESS:
-    html_theme_options |= {
-        "repository_url": ADDRESS,
-        "repository_branch": publish.BRANCH,
-        "use_repository_button": True,
-        "launch_buttons": {
-            "binderhub_url": "https://mybinder.org",
-            "colab_url": "https://colab.research.google.com",
-            "notebook_interface": "jupyterlab",
-        },
-    }
+    html_theme_options |= {"repository_url": ADDRESS, "use_repository_button": True}
 
 
-def alternatives() -> dict[str, str]:
-    """Return the alt text of every figure, by the SHA-256 of its bytes (MyST's name for it)."""
-    found = {}
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        for cell in nbformat.read(path, as_version=4).cells:
+def toctree(caption: str, names: list[str]) -> str:
+    """Return the contents that the sidebar shows."""
+    return f"\n\n```{{toctree}}\n:caption: {caption}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
+
+
+def as_on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
+    """Change what a site shows otherwise than GitHub: links to files, widgets, some cells."""
+    if name in NOTEBOOKS:
+        notebook = nbformat.reads(content[0], as_version=4)
+        for cell in notebook.cells:
+            tags = cell.metadata.get("tags", [])
+            hidden = {"solution": "hide-cell", "setup": "hide-input"}
+            cell.metadata["tags"] = [*tags, *(hidden[tag] for tag in tags if tag in hidden)]
             for output in cell.get("outputs", []):
-                if image := output.get("data", {}).get("image/png"):
-                    key = hashlib.sha256(b64decode(image)).hexdigest()
-                    found[key] = output["metadata"]["image/png"]["alt"]
-    return found
-
-
-ALTERNATIVES = alternatives()
-
-
-def describe(_: Sphinx, doctree: nodes.document) -> None:
-    """Give each figure of a notebook the alt text that is stored beside it."""
-    for image in doctree.findall(nodes.image):
-        if text := ALTERNATIVES.get(Path(image["uri"]).stem):
-            image["alt"] = text
+                if WIDGET in output.get("data", {}):
+                    output.data = {"text/plain": "(Controls, which need a running kernel.)"}
+                elif alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
+                    # MyST reads a figure's alt text from here.
+                    cell.metadata["mystnb"] = {"image": {"alt": alt}}
+        content[0] = nbformat.writes(notebook)
+        return
+    content[0] = re.sub(r"```mermaid\n", "```text\n", content[0])  # its script needs a network
+    # To Sphinx a notebook is a page; the template is a file to copy.
+    content[0] = re.sub(
+        r"\[([^\]]*)\]\(([^)\s]*\btemplate\.ipynb)\)", r"{download}`\1 <\2>`", content[0]
+    )
+    if name == root_doc:
+        content[0] += toctree("Notebooks", NOTEBOOKS) + toctree("Documents", DOCUMENTS)
 
 
 def formula(translator: nodes.NodeVisitor, node: nodes.math) -> None:
     """Draw a formula with matplotlib: MathJax is not on the package index."""
     drawn = io.BytesIO()
-    depth = math_to_image(
-        f"${node.astext()}$", drawn, prop=FontProperties(size=11), dpi=72, format="svg"
-    )
+    depth = math_to_image(f"${node.astext()}$", drawn, dpi=72, format="svg")
     source = f"data:image/svg+xml;base64,{b64encode(drawn.getvalue()).decode()}"
     translator.body.append(
         f'<img class="formula" src="{source}" alt="{translator.attval(node.astext())}" '
-        f'style="vertical-align: -{depth}px">'
+        f'style="vertical-align: -{depth}px; background: white">'
     )
     raise nodes.SkipNode
+
+
+def front_page(app: Sphinx, error: Exception | None) -> None:
+    """Let the site open at ``index.html``."""
+    if not error:
+        refresh = '<meta http-equiv="refresh" content="0; url=README.html">'
+        (Path(app.outdir) / "index.html").write_text(refresh, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> None:
     """Connect what stands above."""
     app.add_html_math_renderer("mathtext", (formula, None), (formula, None))
-    app.connect("doctree-read", describe)
+    app.connect("source-read", as_on_the_site)
+    app.connect("build-finished", front_page)

@@ -1,0 +1,158 @@
+"""The commands of tools/course.py: run, execute, tidy, batch, forget."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import course
+import nbformat
+import pytest
+from misbehaving_server import completion
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from helpers import replies
+from helpers.data import Dataset
+from helpers.spark import JavaError
+
+
+@pytest.fixture
+def project(tmp_path, settings, monkeypatch):
+    """Two small notebooks in a folder of their own, and neither Java nor data looked for."""
+    (tmp_path / "notebooks").mkdir()
+    for name in ("01_a", "02_b"):
+        cells = [new_markdown_cell("# T"), new_code_cell("print(6 * 7)"), new_markdown_cell("end")]
+        nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / f"{name}.ipynb")
+    monkeypatch.setattr(course, "check_java", lambda: None)
+    monkeypatch.setattr(course.data, "locate", lambda _: Dataset(tmp_path, "d", "s", False, False))
+    project = dataclasses.replace(settings, root=tmp_path)
+    monkeypatch.setattr(course.Settings, "from_env", lambda: project)
+    return project
+
+
+def write_code(project, index: int, source: str):
+    """Replace the code of a notebook and return its path."""
+    path = course.notebooks(project)[index]
+    notebook = nbformat.read(path, 4)
+    notebook.cells[1].source = source
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_execute_saves_clean_outputs(project):
+    path = write_code(project, 0, "import sys; print(6 * 7); print('noise', file=sys.stderr)")
+    assert course.main(["execute", "01"]) == 0
+    cell = nbformat.read(path, 4).cells[1]
+    assert [output.text for output in cell.outputs] == ["42\n"] and cell.execution_count == 1
+    assert not nbformat.read(course.notebooks(project)[1], 4).cells[1].outputs
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("1 / 0", r"\(1 / 0\): ZeroDivisionError: division by zero"),
+        ("raise OSError('Why:\\n  last')", r"\(raise .*\): OSError: Why: last"),
+        (
+            "from helpers.prompts import Profile\nProfile.model_validate({'likes': 3})",
+            r"\(from helpers.*\): ValidationError: \d+ validation errors? for Profile \w+ .+",
+        ),
+        ("assert " + "1 > 2 or " * 20 + "0", r"\(assert [^)]{53}\): AssertionError"),
+    ],
+)
+def test_a_failed_cell_is_named_by_its_place_and_reason(project, source, reason):
+    path = write_code(project, 0, source)
+    with pytest.raises(
+        course.NotebookFailedError, match=rf"01_a\.ipynb, code cell 1 of 1 {reason}"
+    ):
+        course.execute(path, progress=False)
+
+
+def test_run_executes_in_order_and_ends_with_the_list(project, tmp_path, capsys):
+    ranked = project.cache_dir / course.RANKED_LIST
+    ranked.parent.mkdir(parents=True)
+    ranked.write_text("stale")  # a list of an earlier run must not pass for this one's
+    rows = "rank,title,source,reason\\n1,Emma (1996),LLM,warm\\n"
+    write_code(project, 1, f"import pathlib; pathlib.Path({str(ranked)!r}).write_text('{rows}')")
+    assert course.main(["run", "--to", "02", "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("2 notebooks in") < printed.index("ranked by: LLM")
+    assert "1. Emma (1996)\n     warm" in printed
+    assert nbformat.read(tmp_path / "out" / "01_a.ipynb", 4).cells[1].outputs[0].text == "42\n"
+    assert not nbformat.read(course.notebooks(project)[0], 4).cells[1].outputs  # the original stays
+
+
+def test_run_stops_at_a_failing_notebook_without_a_stale_list(project, tmp_path, capsys):
+    ranked = project.cache_dir / course.RANKED_LIST
+    ranked.parent.mkdir(parents=True)
+    ranked.write_text("rank,title,source,reason\n1,Stale (1900),LLM,\n")
+    write_code(project, 0, "1 / 0")
+    assert course.main(["run", "--to", "02", "--output", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert "01_a.ipynb" in printed.err and "ZeroDivisionError" in printed.err
+    assert "Stale" not in printed.out and not (tmp_path / "out" / "02_b.ipynb").exists()
+
+
+def test_a_known_fault_is_one_sentence(project, monkeypatch, capsys):
+    def missing():
+        raise JavaError("Java was not found: install it.")
+
+    monkeypatch.setattr(course, "check_java", missing)
+    assert course.main(["run"]) == 1
+    assert capsys.readouterr().err == "Java was not found: install it.\n"
+    monkeypatch.undo()
+    monkeypatch.setenv("LLM_MODE", "banana")
+    assert course.main(["forget"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
+    bodies = [{"messages": [{"role": "user", "content": text}]} for text in "abc"]
+    keys = [replies.request_key(body) for body in bodies]
+    pending = replies.PendingRequests(project.cache_dir / "pending.jsonl")
+    for body in bodies:
+        pending.add(body)
+    project.replies_dir.mkdir(parents=True)
+    committed = replies.Reply(keys[0], completion("x"), "", bodies[0])
+    replies.write_jsonl([committed], project.replies_dir / "x.jsonl")
+    sent, answers, kept = (tmp_path / f"{name}.jsonl" for name in ("in", "out", "kept"))
+
+    def exported() -> list[str]:
+        assert course.main(["batch", "export", str(sent)]) == 0
+        return [json.loads(line)["custom_id"] for line in sent.read_text().splitlines()]
+
+    def imported(key: str) -> int:
+        answer = {"custom_id": key, "response": {"status_code": 200, "body": completion("yes")}}
+        answers.write_text(json.dumps(answer) + "\n")
+        return course.main(["batch", "import", str(answers)])
+
+    assert exported() == keys[1:]
+    assert imported(keys[1]) == 1  # one is still open
+    assert exported() == keys[2:]
+    assert imported(keys[2]) == 0
+    assert course.main(["batch", "keep", str(kept)]) == 0
+    assert [reply.key for reply in replies.read_jsonl(kept)] == keys[1:]
+    capsys.readouterr()
+    assert course.main(["forget"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == "2 stored replies and 3 waiting requests are forgotten.\n"
+    assert not pending.all()
+
+
+def test_tidy_keeps_outputs_and_strips_noise(project, tmp_path):
+    output = new_output("stream", name="stdout", text="42\n")
+    noise = new_output("stream", name="stderr", text="a warning\n")
+    cell = new_code_cell("print(42)", execution_count=3, outputs=[output, noise])
+    kept = {"tags": ["solution"], "slideshow": {"slide_type": "slide"}}
+    cell.metadata = nbformat.from_dict(kept | {"execution": {"x": "now"}, "scrolled": True})
+    notebook = new_notebook(cells=[cell], metadata={"widgets": {"x": 1}, "kernelspec": {
+        "name": "mine", "display_name": "My env", "language": "python"}})  # fmt: skip
+    path = tmp_path / "x.ipynb"
+    nbformat.write(notebook, path)
+    assert course.main(["tidy", str(path)]) == 1
+    tidied = nbformat.read(path, as_version=4)
+    assert [output.text for output in tidied.cells[0].outputs] == ["42\n"]
+    assert tidied.cells[0].metadata == kept and tidied.cells[0].execution_count == 3
+    assert (
+        tidied.metadata.kernelspec.display_name == "Python 3" and "widgets" not in tidied.metadata
+    )
+    assert course.main(["tidy", str(path)]) == 0
