@@ -10,7 +10,6 @@
 #: make site         the site into build/site, which opens from disk
 #: make bench        time the course beside plain ways; ONLY=bench_grid runs a part
 #: make bench-scale  100 thousand to 32 million ratings; Spark beside implicit (half an hour)
-#: make binder       run notebooks 01-06 in a JupyterLab within Binder's 2 GB of memory
 #: make lock         write the locks anew (needs uv)
 #: make clean        remove the virtual environment and all caches but your own LLM replies
 SHELL := /bin/sh
@@ -25,7 +24,7 @@ READY := $(VENV)/.ready
 EXTRA := $(VENV)/.ready-llamarec
 TOOLS := $(VENV)/.ready-tools
 PIP := $(BIN)/python -m pip install --quiet
-.PHONY: help run lab app doctor test test-release slides copies site bench bench-scale binder lock clean
+.PHONY: help run lab app doctor test test-release slides copies site bench bench-scale lock clean
 help:
 	@sed -n 's/^#: //p' Makefile
 $(READY): requirements.lock pyproject.toml
@@ -49,11 +48,10 @@ run lab app slides copies: $(READY)
 	@$(BIN)/python tools/course.py $@
 site: ; @$(BIN)/python tools/site/build.py
 doctor: $(READY) ; @$(BIN)/python -m helpers.doctor
-bench: $(READY) # rows that need PyTorch are skipped where it is missing
+bench: $(EXTRA)
 	@$(BIN)/python tools/benchmarks/run.py --only "$(ONLY)"
 bench-scale: $(READY)
-	@$(BIN)/python tools/benchmarks/bench_scale.py && $(BIN)/python tools/benchmarks/bench_scale.py --rivals
-binder: $(READY) ; @$(BIN)/python tools/benchmarks/binder.py
+	@$(BIN)/python tools/experiments/11_scale.py && $(BIN)/python tools/experiments/11_scale.py --rivals
 lock: ; @python3 tools/lock.py
 clean: # replies of your own may have cost money: they stay
 	rm -rf $(VENV) executed build docs-build live tests/artefacts .pytest_cache .ruff_cache .hypothesis

@@ -144,7 +144,7 @@ def spark_grid(folder: Path, clock: Clock) -> list[list[pd.Series]]:
     return [[part.toPandas().set_index("id")["features"] for part in model] for model in models]
 
 
-def implicit_grid(folder: Path, clock: Clock, library: str) -> list[list[pd.Series]]:
+def implicit_grid(folder: Path, clock: Clock, exact: bool) -> list[list[pd.Series]]:
     """Fit the same grid, confidence 1 + alpha * rating, with implicit; return the vectors."""
     with clock.step("start"):
         from implicit.als import AlternatingLeastSquares
@@ -152,31 +152,29 @@ def implicit_grid(folder: Path, clock: Clock, library: str) -> list[list[pd.Seri
     models = []
     with clock.step("grid"):
         table = pd.read_parquet(folder / "train.parquet")
-        users, row = np.unique(table["userId"], return_inverse=True)
         movies, column = np.unique(table["movieId"], return_inverse=True)
         weights = (1 + ALPHA * table["rating"].to_numpy()).astype(np.float32)
-        matrix = sparse.csr_matrix((weights, (row, column)))
+        matrix = sparse.csr_matrix((weights, (table["userId"] - 1, column)))
+        options = {"iterations": 10, "num_threads": CORES, "random_state": 0, "use_cg": not exact}
         for rank, reg in GRID:
-            model = AlternatingLeastSquares(
-                factors=rank, regularization=reg, iterations=10,
-                use_cg="gradients" in library, num_threads=CORES, random_state=0, alpha=1.0,
-            )  # fmt: skip
+            model = AlternatingLeastSquares(rank, reg, alpha=1.0, **options)
             model.fit(matrix, show_progress=False)
-            models.append(model)
-    pairs = [((model.user_factors, users), (model.item_factors, movies)) for model in models]
-    return [[pd.Series([*vectors], ids) for vectors, ids in pair] for pair in pairs]
+            users = pd.Series([*model.user_factors]).rename(lambda row: row + 1)
+            models.append([users, pd.Series([*model.item_factors], movies)])
+    return models
 
 
 def rival(folder: Path, library: str) -> list[dict]:
     """Fit the grid with one library; return its steps, with the best hit rate of the grid."""
     clock = Clock()
-    fits = (
-        spark_grid(folder, clock) if library == "Spark" else implicit_grid(folder, clock, library)
-    )
+    if library == "Spark":
+        fits = spark_grid(folder, clock)
+    else:
+        fits = implicit_grid(folder, clock, exact=library == "implicit")
     train, test = (pd.read_parquet(folder / f"{name}.parquet") for name in ("train", "test"))
-    counts = train["movieId"].value_counts()
-    alike = [pd.Series([[1.0]] * len(test), test["userId"]), counts.map(lambda n: [n])]
-    facts = {"library": library, "popularity": hit_rate(*alike, train, test)}
+    counts = train["movieId"].value_counts().map(lambda count: [count])
+    alike = pd.Series([[1.0]] * len(test), test["userId"])
+    facts = {"library": library, "popularity": hit_rate(alike, counts, train, test)}
     facts["hit_rate"] = max(hit_rate(*fit, train, test) for fit in fits)
     return [row | facts for row in clock.rows]
 
@@ -187,30 +185,29 @@ def in_process(function: Callable, *arguments: object):
         return pool.submit(function, *arguments).result()
 
 
-def measure(ratings: int, rivals: bool) -> list[dict]:
-    """Return the rows of one size; partitions and heap grow with it."""
-    memory = next(gb for most, gb in ((1e6, 1), (5e6, 2), (2e7, 4), (1e9, 8)) if ratings < most)
-    os.environ |= {
-        "SPARK_PARTITIONS": str(max(2, round(ratings / 2e6))), "SPARK_DRIVER_MEMORY": f"{memory}g",
-        "SPARK_MASTER": f"local[{CORES}]", "OPENBLAS_NUM_THREADS": "1",
-    }  # fmt: skip
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if not rivals:
-            return in_process(scale, folder, ratings)
-        size = in_process(hold_out, folder, ratings)
-        libraries = ("Spark", "implicit", "implicit (conjugate gradients)")
-        return [size | row for library in libraries for row in in_process(rival, folder, library)]
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rivals", action="store_true", help="Spark beside implicit")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of ratings")
     options = parser.parse_args()
     name = "11_spark_loses" if options.rivals else "11_scale"
-    results = Settings.from_env().results_dir
-    for ratings in options.sizes:
-        table = pd.DataFrame(measure(ratings, options.rivals)).round(4)
+    os.environ |= {"SPARK_MASTER": f"local[{CORES}]", "OPENBLAS_NUM_THREADS": "1"}
+    for ratings in options.sizes:  # partitions and heap grow with them
+        os.environ["SPARK_PARTITIONS"] = str(max(2, round(ratings / 2e6)))
+        memory = 1 if ratings < 1e6 else 2 if ratings < 5e6 else 4 if ratings < 2e7 else 8
+        os.environ["SPARK_DRIVER_MEMORY"] = f"{memory}g"
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            if options.rivals:
+                size = in_process(hold_out, folder, ratings)
+                rows = [
+                    size | row
+                    for library in ("Spark", "implicit", "implicit (conjugate gradients)")
+                    for row in in_process(rival, folder, library)
+                ]
+            else:
+                rows = in_process(scale, folder, ratings)
+        table = pd.DataFrame(rows).round(4)
         print(table.to_string(index=False), flush=True)
-        save(table.to_dict("records"), results / f"{name}.csv", "ratings")
+        path = Settings.from_env().results_dir / f"{name}.csv"
+        save(table.to_dict("records"), path, "ratings")
