@@ -14,11 +14,11 @@ from conftest import ROOT
 
 pytest.importorskip("torch")
 
-import notebook_times  # noqa: E402
-import rows  # noqa: E402
-import run  # noqa: E402
+import notebook_times
+import rows
+import run
 
-from helpers import data  # noqa: E402
+from helpers import data
 
 RESULTS = ROOT / "data" / "results"
 NOTEBOOKS = [path.stem for path in notebook_times.NOTEBOOKS]
@@ -88,22 +88,18 @@ def test_rows_measured_again_replace_the_old_ones(tmp_path):
     assert table["machine"].notna().all() and table["date"].str.match(r"\d{4}-\d\d-\d\d$").all()
 
 
-def test_seconds_are_summed_by_section():
-    cells = [
-        new_code_cell("set-up"), new_markdown_cell("text\n\n## 1 One\n\ntext"), new_code_cell("a"),
-        new_code_cell("b"), new_markdown_cell("## 2 Two"), new_markdown_cell("## 3 Three"),
-        new_code_cell("c"), new_markdown_cell("## Exercises"), new_code_cell("d"),
-    ]  # fmt: skip
-    seconds = notebook_times.by_section(cells, [5.0, 6.0, 8.5, 8.75, 20.0])
-    assert seconds == {"1 One": 3.5, "2 Two": 0.0, "3 Three": 0.25}
-
-
 def test_a_notebook_is_timed_and_killed_above_the_limit(tmp_path, sample):
-    code = new_code_cell("import time; held = b'x' * 300_000_000; time.sleep(1.5)")
+    cells = [
+        new_code_cell("import time"), new_markdown_cell("text\n\n## 1 Wait\n\ntext"),
+        new_code_cell("time.sleep(0.5)"), new_code_cell("time.sleep(0.5)"),
+        new_markdown_cell("## 2 Hold"), new_code_cell("held = b'x' * 300_000_000; time.sleep(2)"),
+        new_markdown_cell("## 3 Talk"), new_markdown_cell("## Exercises"), new_code_cell("1"),
+    ]  # fmt: skip
     path = tmp_path / "99_heavy.ipynb"
-    cells = [new_markdown_cell("## 1 Hold"), code]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    times, peak_mb = notebook_times.measure(path, sample, 3000)
-    assert times["sections"]["1 Hold"] >= 1.5 and 300 < peak_mb < 1000
-    times, peak_mb = notebook_times.measure(path, sample, 200)
-    assert times is None and peak_mb > 200
+    seconds, peak_mb, sections = notebook_times.measure(path, sample, 3000)
+    assert list(sections) == ["1 Wait", "2 Hold", "3 Talk"] and sections["3 Talk"] == 0
+    assert 1 <= sections["1 Wait"] < 2 <= sections["2 Hold"] < seconds - 1
+    assert 300 < peak_mb < 1000
+    seconds, peak_mb, sections = notebook_times.measure(path, sample, 200)
+    assert seconds == float("inf") and peak_mb > 200 and not sections

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def machine() -> str:
     """Return processor, cores, memory, system and Python, and no name of the machine."""
     processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        model = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        processor = model[1].strip() if model else processor
     memory = psutil.virtual_memory().total / 2**30
     system = f"{platform.system()}, Python {platform.python_version()}"
     return f"{processor}, {psutil.cpu_count()} cores, {memory:.0f} GB, {system}"
