@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 
-import openai
 import torch
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import functions as F  # noqa: N812
@@ -27,7 +26,7 @@ from research.standin import standin
 Comparison = tuple[str, float, float]
 RANKS, REGS = (6, 8, 10, 12), (0.05, 0.1, 0.2, 0.4, 0.8)
 USERS_IN_SPARK = 12
-USERS_AT_ONCE, USERS_ONE_BY_ONE = 480, 16
+AT_ONCE, ONE_BY_ONE = 480, 16  # users
 TITLE_TOKENS = 7  # the median MovieLens title, in tokens of the packaged embedding model
 
 
@@ -115,24 +114,17 @@ def bench_llm(_dataset: data.Dataset) -> list[Comparison]:
             prompt = f"user {user}\n<candidates>\nA | one\nB | two\nC | three"
             yield scale.ToRank(user, [10, 20, 30], [{"role": "user", "content": prompt}])
 
+    def rank(count: int, concurrency: int) -> None:
+        with LocalStore(Path(folder) / f"replies_{concurrency}") as store:
+            options = {"store": store, "concurrency": concurrency, "progress": False}
+            jobs = scale.rank_users(users(count), settings, **options)
+            assert all(user.source == "live" for user in scale.blocking(jobs))
+
     with standin(0.2) as server, tempfile.TemporaryDirectory() as folder:
         limits = {"LLM_MODEL": "served", "LLM_MAX_TOKENS": "100000000"}
         settings = Settings.from_env({"OPENAI_BASE_URL": server.url, **limits})
-        client = openai.OpenAI(base_url=server.url, api_key="none")
-
-        def one_by_one() -> None:
-            for user in users(USERS_ONE_BY_ONE):
-                client.chat.completions.create(model="served", **scale.request_body(user))
-
-        def sixteen() -> None:
-            with LocalStore(Path(folder) / "replies") as store:
-                jobs = scale.rank_users(
-                    users(USERS_AT_ONCE), settings, store=store, concurrency=16, progress=False
-                )
-                assert all(user.source == "live" for user in scale.blocking(jobs))
-
-        theirs = seconds(one_by_one) * 1000 / USERS_ONE_BY_ONE
-        ours = seconds(sixteen) * 1000 / USERS_AT_ONCE
+        theirs = seconds(rank, ONE_BY_ONE, 1) * 1000 / ONE_BY_ONE
+        ours = seconds(rank, AT_ONCE, 16) * 1000 / AT_ONCE
     return [("LLM requests, 16 at a time beside one by one", ours, theirs)]
 
 

@@ -154,7 +154,10 @@ def measure_tasks(record: Record, base: Model, seed: int = 0) -> pd.DataFrame:
         scores.append((" ".join(tasks), "instruction", task_scores(model, course, ask)))
         scores.append((" ".join(tasks), "document", task_scores(model, course, plain)))
         if tasks == TASKS:
-            way, questions = ("instruction tuning", "instruction"), 3 * adapting.PER_EPOCH * 4
+            way, questions = (
+                ("instruction tuning", "instruction"),
+                3 * adapting.PER_EPOCH * len(TASKS),
+            )
             for task in WAYS_ON:
                 record.add(task, way, model, lambda _, q: ask(q), **facts, questions=questions)
     rows = [(*by, task, *at) for *by, by_task in scores for task, at in by_task.items()]

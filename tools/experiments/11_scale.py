@@ -47,7 +47,6 @@ class Clock:
     """Measures named steps: seconds, processor seconds, and the peak of memory (MiB)."""
 
     def __init__(self) -> None:
-        """Start to sample memory, five times a second."""
         self.memory = PeakMemory(os.getpid(), itself=True)
         self.memory.start()
         self.rows: list[dict] = []
