@@ -11,7 +11,6 @@
 #: make site         the site into build/site, which opens from disk
 #: make bench        time the course beside plain ways; ONLY=bench_grid runs a part
 #: make bench-scale  100 thousand to 32 million ratings; Spark beside implicit (half an hour)
-#: make binder       run notebooks 01-06 in a JupyterLab within Binder's 2 GB of memory
 #: make lock         write the locks anew (needs uv)
 #: make clean        remove the virtual environment and all caches but your own LLM replies
 VENV ?= .venv
@@ -25,7 +24,7 @@ PIP := $(BIN)/python -m pip install --quiet
 TEST := $(BIN)/python -m pytest
 NBVAL := LLM_MODE=recorded MOVIELENS_DOWNLOAD=0 $(TEST) -n 2 --nbval-cell-timeout=600 \
 	--nbval-sanitize-with tests/support/nbval_sanitize.cfg
-.PHONY: help run lab app doctor check test test-release slides copies site bench bench-scale binder lock clean
+.PHONY: help run lab app doctor check test test-release slides copies site bench bench-scale lock clean
 help: ; @sed -n 's/^#: //p' Makefile
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: \
@@ -49,10 +48,9 @@ test: $(EXTRA) $(TOOLS) # two at a time, then by themselves the ones that time s
 test-release: $(EXTRA) $(TOOLS)
 	@failed=0; $(TEST) -n 2 -m release || failed=1; $(NBVAL) --nbval notebooks || failed=1; exit $$failed
 site: $(TOOLS) ; @$(BIN)/sphinx-build -b html -W --keep-going -q -c tools/site -d build/doctrees . build/site
-bench: $(READY) ; @$(BIN)/python tools/benchmarks/run.py --only "$(ONLY)"
+bench: $(EXTRA) ; @$(BIN)/python tools/benchmarks/run.py --only "$(ONLY)"
 bench-scale: $(READY)
-	@$(BIN)/python tools/benchmarks/bench_scale.py && $(BIN)/python tools/benchmarks/bench_scale.py --rivals
-binder: $(READY) ; @$(BIN)/python tools/benchmarks/binder.py
+	@$(BIN)/python tools/experiments/11_scale.py && $(BIN)/python tools/experiments/11_scale.py --rivals
 lock: ; @python3 tools/lock.py
 clean: # replies of your own may have cost money: they stay
 	rm -rf $(VENV) executed build docs-build live tests/artefacts .pytest_cache .ruff_cache .hypothesis

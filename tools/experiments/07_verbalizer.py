@@ -1,16 +1,14 @@
 """python tools/experiments/07_verbalizer.py makes 07_verbalizer.csv and 07_efficiency.csv.
 
-Trains the small verbalizer, or LoRA on the model that ``LLAMAREC_BASE_MODEL`` names, on the
-training sequences, compares its order of the test users' candidates with the retriever's and a
-random one, and times one pass beside a written list (``--only-time``: that alone). 15 minutes on
-one CPU thread for the small model.
+Trains the small verbalizer, or LoRA on the model that ``LLAMAREC_BASE_MODEL`` names, compares its
+order of the test users' candidates with the retriever's and a random one, and times one pass
+beside a written list (``--only-time``: that alone). 15 minutes on one CPU thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +16,16 @@ import pandas as pd
 import torch
 from scipy.sparse.linalg import svds
 
-from helpers import data, metrics, prompts
+from helpers import data, metrics, prompts, ranking
 from helpers.settings import Settings
-from research import evaluation, sequential
+from research import sequential
 from research import verbalizer_torch as vt
+from research.evaluation import reorder
 from research.protocol import Protocol, shuffled_lists
 from research.sequential import Interactions, Transitions
 from research.training import Training
+
+SEED, EPOCHS, STEPS = 0, 5, 40  # targets per user, from the end of the training history
 
 
 def start_from_counts(ranker: vt.Verbalizer, seen: Interactions, titles: Mapping[int, str]) -> None:
@@ -59,15 +60,14 @@ def compare_orders(
     name: str,
     draws: int = 100,
 ) -> pd.DataFrame:
-    """Return the test metrics of three orders of the same candidates, with bootstrap intervals.
+    """Return the test metrics of three orders of the same candidates, as 06_evaluation.csv does.
 
     The retriever's own order, a random one (each user's mean over ``draws`` shuffles) and the
-    verbalizer's. Users whose item is no candidate score zero in all three. Columns as in
-    ``06_evaluation.csv``: ``retriever, ranker, metric, value, low, high, users``.
+    verbalizer's. Users whose item is no candidate score zero in all three.
     """
     seen, lists, target = protocol.test
     requests = vt.prompts_for(lists, seen, titles)
-    reordered = evaluation.reorder(lists, vt.orders(vt.scores(ranker, requests)))
+    reordered = reorder(lists, vt.orders(vt.scores(ranker, requests)))
     mixed = [metrics.score_table(shuffled_lists(lists, seed), target) for seed in range(draws)]
     tables = {
         "its own order": metrics.score_table(lists, target),
@@ -75,24 +75,20 @@ def compare_orders(
         name: metrics.score_table(reordered, target),
     }
     rows = []
-    for which, table in tables.items():
+    for order, table in tables.items():
         for metric, values in table.items():
             at = metrics.bootstrap_interval(values)
-            rows.append(("transitions", which, metric, at.mean, at.low, at.high, at.users))
+            rows.append(("transitions", order, metric, at.mean, at.low, at.high, at.users))
     names = ["retriever", "ranker", "metric", "value", "low", "high", "users"]
     return pd.DataFrame(rows, columns=pd.Index(names))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Train the verbalizer, rank the test users, time it, save both tables."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--epochs", type=int, default=5, help="passes over the training prompts")
-    parser.add_argument("--steps", type=int, default=40, help="targets per user, from the end")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; fixes the numbers")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only-time", action="store_true", help="save 07_efficiency.csv alone")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    only_time = parser.parse_args().only_time
+    torch.set_num_threads(1)  # the number of threads decides the last bits
     settings = Settings.from_env()
     dataset = data.locate(settings)
     print(dataset.describe())
@@ -100,20 +96,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     titles = vt.title_map(data.load_pandas(dataset, "movies"))
     rows, items = protocol.parts.train, protocol.items
     if settings.llamarec_base_model:
-        ranker = vt.Verbalizer.load(settings, four_bit=True).with_lora(seed=options.seed)
+        ranker = vt.Verbalizer.load(settings, four_bit=True).with_lora(seed=SEED)
         name, rate = f"verbalizer, {Path(ranker.name).name}", 1e-4
     else:
-        ranker = vt.small([titles[int(item)] for item in items], seed=options.seed)
-        early = rows.loc[rows.groupby("userId").cumcount(ascending=False) >= options.steps]
+        ranker = vt.small([titles[int(item)] for item in items], seed=SEED)
+        early = rows.loc[rows.groupby("userId").cumcount(ascending=False) >= STEPS]
         start_from_counts(ranker, Interactions.of(early, items), titles)
         name, rate = "verbalizer, small model", 1e-3
-    print(f"Model: {ranker.name}, on {ranker.device.type}")
-    if not options.only_time:
-        examples = vt.training_prompts(rows, items, titles, steps=options.steps, seed=options.seed)
-        how = Training(rate, options.epochs, seed=options.seed)
-        print(vt.train(ranker, examples, how).round(3).to_string(index=False))
+    if not only_time:
+        examples = vt.training_prompts(rows, items, titles, steps=STEPS, seed=SEED)
+        print(vt.train(ranker, examples, Training(rate, EPOCHS, seed=SEED)))
         table = compare_orders(ranker, protocol, titles, name)
-        print(table.loc[table["metric"].str.endswith("@10")].round(4).to_string(index=False))
+        print(table.round(4).to_string(index=False))
         data.save_result(table, "07_verbalizer", dataset, settings)
     table = vt.efficiency(ranker)
     print(table.round(3).to_string(index=False))
@@ -121,4 +115,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,15 +1,14 @@
 """python tools/experiments/09_adapting.py makes 09_adapting.csv, 09_ranks.csv and 09_tasks.csv.
 
 Pretrains the small model unless its weights are there (``--anew``: even then), adapts it in every
-way, tests each, tunes it on all tasks, on all but one and on one alone. With
-``LLAMAREC_BASE_MODEL`` the ways of one task are compared on that model, with letters for answers,
-and saved as ``09_adapting_named.csv``.
+way, tests each, tunes it on all tasks, on all but one and on one alone; half an hour on one CPU
+thread. With ``LLAMAREC_BASE_MODEL`` the ways of one task are compared on that model, with letters
+for answers, as ``09_adapting_named.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,20 +19,11 @@ import torch
 
 from helpers import data, metrics
 from helpers.settings import Settings
-from research import adapting, sequential
+from research import adapting, sequential, task_metrics
 from research.adapting import FULL, LORA, SOFT, WAYS_ON, Model, Tuning
 from research.protocol import RETRIEVER, shuffled_lists
 from research.questions import LIKED, TASKS, Course, Prompt, Question, forms, with_examples
-from research.task_metrics import (
-    Score,
-    auc,
-    interval,
-    ndcg,
-    rank_of,
-    rmse,
-    task_score,
-    task_scores,
-)
+from research.task_metrics import Score, auc, interval, ndcg, rank_of, rmse, task_scores
 
 
 @dataclass
@@ -50,23 +40,22 @@ class Record:
         way: tuple[str, str],
         model: Model,
         ask: Callable[[int, Question], Prompt],
-        **facts: float,
+        **training: float,
     ) -> None:
-        """Answer the test users' questions of one task and note the result.
+        """Answer the test users' questions of one task; ``way`` is its name and the prompt's.
 
-        ``way`` is its name and the prompt's. ``facts``: the ``seconds`` and ``questions`` of the
-        training, each question as often as it was read, and the ``epoch`` kept.
+        ``training``: ``seconds``, the ``epoch`` kept, ``questions`` (as often as each was read).
         """
         prompts = [ask(user, question) for user, question in self.course.test[task].items()]
         answers = model.scores(prompts)
-        value, low, high = task_score(task, prompts, answers, self.course)
+        value, low, high = task_metrics.task_score(task, prompts, answers, self.course)
         checked = [ask(user, q) for user, q in self.course.validation[task].items()]
         trainable, parameters = model.parameters()
         row = {"task": task, "way": way[0], "prompt": way[1], "value": value, "low": low,
                "high": high, "users": len(self.course.protocol.test.target),
                "validation_loss": model.answer_loss(checked),
-               "trainable": trainable if facts else 0, "parameters": parameters,
-               "seconds": 0.0, "epoch": 0, "questions": 0, **facts}  # fmt: skip
+               "trainable": trainable if training else 0, "parameters": parameters,
+               "seconds": 0.0, "epoch": 0, "questions": 0, **training}  # fmt: skip
         self.rows.append(row)
         print(f"{task:6}{way[0]:24}{way[1]:13}{value:.4f} [{low:.4f}, {high:.4f}]")
         if task == "rank":
@@ -101,22 +90,16 @@ def measure_ways(
         ("full fine-tuning", base.clone, Tuning(FULL, dropout=0.2, seed=seed), ask),
     ]  # fmt: skip
     if task == "rank" and not letters:
-        lettered, _ = forms(course, letters=True)
         how = Tuning(2e-3, 4, dropout=0.1, seed=seed)
-        runs.append(("full fine-tuning", base.clone, how, lettered))
+        runs.append(("full fine-tuning", base.clone, how, forms(course, letters=True)[0]))
     for name, make, how, form in runs:
         model, start = make(), time.perf_counter()
         validation = [form(question) for question in course.validation[task].values()]
         log = adapting.train(model, examples, form, how, validation)
-        record.add(
-            task,
-            (name, "instruction" if form is ask else "letters"),
-            model,
-            lambda _, q, form=form: form(q),
-            seconds=time.perf_counter() - start,
-            epoch=int(log["validation"].argmin()),
-            questions=how.epochs * len(examples),
-        )
+        facts = {"seconds": time.perf_counter() - start, "epoch": int(log["validation"].argmin())}
+        way = (name, "instruction" if form is ask else "letters")
+        questions = how.epochs * len(examples)
+        record.add(task, way, model, lambda _, q, form=form: form(q), **facts, questions=questions)
 
 
 def trivial_tasks(course: Course) -> dict[str, dict[str, Score]]:
@@ -128,8 +111,8 @@ def trivial_tasks(course: Course) -> dict[str, dict[str, Score]]:
     users, known = len(target), course.protocol.parts.known
     counts = sequential.unseen(sequential.transitions(seen, RETRIEVER), seen)
     popular = sequential.unseen(sequential.popularity(seen).astype(float), seen)
-    popularity = dict(zip(seen.items.tolist(), seen.counts, strict=True))
-    by_count = lists.assign(score=-lists["movieId"].map(pd.Series(popularity)))
+    popularity = pd.Series(seen.counts, seen.items)
+    by_count = lists.assign(score=-lists["movieId"].map(popularity))
     by_count = by_count.sort_values(["userId", "score", "movieId"])
     by_count["rank"] = by_count.groupby("userId").cumcount() + 1
     mean = known["rating"].mean()
@@ -146,15 +129,13 @@ def trivial_tasks(course: Course) -> dict[str, dict[str, Score]]:
         return interval(ndcg(sequential.target_ranks(scores, seen, target), users))
 
     mixed = sum(within(shuffled_lists(lists, draw)) for draw in range(100)) / 100
+    liked = target["rating"] >= LIKED
     return {
         "random": {"rank": interval(mixed), "like": (0.5, 0.5, 0.5)},
         "overall mean": {"rate": rmse([mean] * users, target["rating"])},
         "popularity": {"rank": interval(within(by_count)), "next": among_all(popular)},
         "transition counts": {"rank": interval(within(lists)), "next": among_all(counts)},
-        "user and movie means": {
-            "rate": rmse(guess, target["rating"]),
-            "like": auc(guess, target["rating"] >= LIKED),
-        },
+        "user and movie means": {"rate": rmse(guess, target["rating"]), "like": auc(guess, liked)},
     }
 
 
@@ -162,41 +143,35 @@ def measure_tasks(record: Record, base: Model, seed: int = 0) -> pd.DataFrame:
     """Tune on all tasks, on all but one and on one alone; test every task."""
     course = record.course
     ask, plain = forms(course)
-    rows = []
-
-    def note(name: str, prompt: str, scores: dict[str, Score]) -> None:
-        rows.extend((name, prompt, task, *score) for task, score in scores.items())
-        print(f"{name:28}{prompt:14}", {task: round(at[0], 3) for task, at in scores.items()})
-
-    for name, scores in trivial_tasks(course).items():
-        note(name, "none", scores)
-    note("nothing", "document", task_scores(base, course, plain))
-    note("nothing", "instruction", task_scores(base, course, ask))
-    rest = [tuple(task for task in TASKS if task != out) for out in TASKS]
-    for tasks in (TASKS, *rest, *((task,) for task in TASKS)):
+    scores = [(name, "none", by_task) for name, by_task in trivial_tasks(course).items()]
+    scores.append(("nothing", "document", task_scores(base, course, plain)))
+    scores.append(("nothing", "instruction", task_scores(base, course, ask)))
+    all_but_one = [tuple(task for task in TASKS if task != out) for out in TASKS]
+    for tasks in (TASKS, *all_but_one, *((task,) for task in TASKS)):
         start = time.perf_counter()
         model = adapting.tune_on_instructions(course, base, tasks, ask, seed)
-        seconds = time.perf_counter() - start
-        note(" ".join(tasks), "instruction", task_scores(model, course, ask))
-        note(" ".join(tasks), "document", task_scores(model, course, plain))
+        facts = {"seconds": time.perf_counter() - start, "epoch": 3}
+        scores.append((" ".join(tasks), "instruction", task_scores(model, course, ask)))
+        scores.append((" ".join(tasks), "document", task_scores(model, course, plain)))
         if tasks == TASKS:
-            read = 3 * adapting.PER_EPOCH * len(tasks)
+            way, questions = (
+                ("instruction tuning", "instruction"),
+                3 * adapting.PER_EPOCH * len(TASKS),
+            )
             for task in WAYS_ON:
-                record.add(task, ("instruction tuning", "instruction"), model,
-                           lambda _, q: ask(q), seconds=seconds, epoch=3,
-                           questions=read)  # fmt: skip
+                record.add(task, way, model, lambda _, q: ask(q), **facts, questions=questions)
+    rows = [(*by, task, *at) for *by, by_task in scores for task, at in by_task.items()]
     names = ["tuned_on", "prompt", "task", "value", "low", "high"]
     return pd.DataFrame(rows, columns=pd.Index(names))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Pretrain the small model or load the named one, adapt it in every way, save the tables."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--anew", action="store_true", help="pretrain, even if weights are there")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; fixes the numbers")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # the number of threads decides the last bits
     settings, seed = Settings.from_env(), options.seed
     dataset = data.locate(settings)
     print(dataset.describe())
@@ -209,10 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = adapting.load_base(course, path)
     else:
         base = adapting.small(course, seed=seed)
-        losses = adapting.pretrain(base, course, adapting.EPOCHS, seed=seed)
-        print(f"base: loss {losses[0]:.2f} to {losses[-1]:.2f}")
-        made_by = f"python tools/experiments/09_adapting.py --anew --seed {seed}"
-        adapting.save_base(base, path, made_by)
+        adapting.pretrain(base, course, adapting.EPOCHS, seed=seed)
+        command = f"python tools/experiments/09_adapting.py --anew --seed {seed}"
+        adapting.save_base(base, path, command)
     for task in WAYS_ON:
         measure_ways(record, base, task, letters=named, seed=seed)
     if named:
@@ -226,4 +200,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

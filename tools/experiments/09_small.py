@@ -8,7 +8,6 @@ whole-word embedding and without.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,25 +26,19 @@ from research.questions import HISTORY, LIKED, TASKS, WATCHED, Course, Prompt, b
 from research.task_metrics import auc, interval, ndcg, task_scores
 from research.training import NO_CLIP, Training, fit, padded
 
-ENCODER_EPOCHS = 6
-"""Passes of the encoder over the documents: it shows what an encoder can do, not how well."""
-
+ENCODER_EPOCHS = 6  # over the documents: what an encoder can do, not how well
 Row = tuple[str, str, str, float, float, float]
-COLUMNS = pd.Index(["part", "name", "measure", "value", "low", "high"])
-
-# --- P5 -------------------------------------------------------------------------------------------
+COLUMNS = ["part", "name", "measure", "value", "low", "high"]
 
 
 class TwoTokens(nn.Module):
     """A small Llama over item ids of two tokens, with P5's whole-word embedding or without.
 
-    P5 (Geng et al. 2022) writes an item as an id that falls apart into several tokens. All tokens
-    of one word of the prompt, here of one item, get the same extra vector, so that the model sees
-    what belongs together. Item i of n is the pair (i // b, b + i % b) with b = ceil(sqrt(n)).
+    P5 (Geng et al. 2022) writes an item as several tokens, which get the same extra vector, so that
+    the model sees what belongs together. Item i of n is the pair (i // b, b + i % b), b² >= n.
     """
 
     def __init__(self, n_items: int, whole_word: bool, hidden: int = 64) -> None:
-        """Draw the weights; a text holds at most 64 items."""
         super().__init__()
         self.base = int(np.ceil(np.sqrt(n_items)))
         options = {"max_position_embeddings": 256, "initializer_range": 0.05, "pad_token_id": None}
@@ -70,10 +63,7 @@ class TwoTokens(nn.Module):
 def two_token_ranks(
     course: Course, whole_word: bool, epochs: int = 4, seed: int = 0
 ) -> tuple[np.ndarray, list[float]]:
-    """Train :class:`TwoTokens` on the early histories; return the test ranks among candidates.
-
-    Only users whose item was retrieved have a rank. Also returns the loss of each epoch.
-    """
+    """Return the test ranks among candidates after a training, and the loss of each epoch."""
     items = course.protocol.items
     torch.manual_seed(seed)
     network = TwoTokens(len(items), whole_word)
@@ -121,9 +111,6 @@ def measure_p5(course: Course, seed: int = 0) -> Iterator[Row]:
         yield "P5", name, "loss", losses[-1], losses[-1], losses[-1]
 
 
-# --- POD ------------------------------------------------------------------------------------------
-
-
 def measure_pod(course: Course, whole: Model, seed: int = 0) -> Iterator[Row]:
     """Ask each task of ``whole`` by instruction, without words, and by three vectors."""
     ask, titles = forms(course)[0], course.catalogue
@@ -142,23 +129,19 @@ def measure_pod(course: Course, whole: Model, seed: int = 0) -> Iterator[Row]:
             yield "POD", name, f"tokens {task}", n, n, n
 
 
-# --- an encoder beside the decoder ----------------------------------------------------------------
-
-
 def pretrain_encoder(
     bert: Any, tokenizer: Any, course: Course, epochs: int, seed: int = 0
 ) -> list[float]:
-    """Train on the decoder's documents to fill in masked tokens (a fifth of all, and each last).
+    """Train to fill in masked tokens of the decoder's documents (a fifth of all, and each last).
 
-    The token ``<unk>``, which no document has, is the mask. Returns the loss of each epoch.
+    The mask is ``<unk>``, which no document has. Returns the loss of each epoch.
     """
     how = Training(3e-3, epochs, weight_decay=0.1, stretch=1.05)
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
 
     def losses(epoch: int) -> Iterator[Tensor]:
-        rows = tokenizer(adapting.documents(course, seed + epoch))["input_ids"]
-        rows = sorted(rows, key=len)
+        rows = sorted(tokenizer(adapting.documents(course, seed + epoch))["input_ids"], key=len)
         parts = [rows[i : i + how.batch] for i in range(0, len(rows), how.batch)]
         for i in random.permutation(len(parts)):
             ids, real = padded(parts[i])
@@ -172,10 +155,7 @@ def pretrain_encoder(
 
 
 def encoder_answers(bert: Any, model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-    """Return the log-probabilities of the answers at a mask after each text.
-
-    ``model`` is the decoder with the same tokenizer.
-    """
+    """Return the log-probabilities of the answers at a mask after each text."""
     answers, mask = [], model.tokenizer.unk_token_id
     with torch.no_grad():
         for start in range(0, len(prompts), 64):
@@ -188,16 +168,9 @@ def encoder_answers(bert: Any, model: Model, prompts: Sequence[Prompt]) -> list[
 
 
 def like_head(
-    bert: Any,
-    tokenizer: Any,
-    examples: Sequence[Prompt],
-    prompts: Sequence[Prompt],
-    how: Training,
+    bert: Any, tokenizer: Any, examples: Sequence[Prompt], prompts: Sequence[Prompt], how: Training
 ) -> np.ndarray:
-    """Put a classification head on an encoder, train both, return the probability of yes.
-
-    One pass gives one number from the whole text, read in both directions; no answer is written.
-    """
+    """Train an encoder with a classification head; return the probability of yes, one a prompt."""
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(how.seed)
@@ -221,8 +194,9 @@ def like_head(
 
 
 def title_vectors(network: Any, tokenizer: Any, course: Course) -> np.ndarray:
-    """Return the last hidden state of each title, read alone, shape (n_items, hidden), length 1."""
-    ids = torch.tensor(tokenizer([f"{WATCHED} {title}" for title in course.catalogue])["input_ids"])
+    """Return the last hidden state of each title, shape (n_items, hidden), length 1."""
+    texts = [f"{WATCHED} {title}" for title in course.catalogue]
+    ids = torch.tensor(tokenizer(texts)["input_ids"])
     with torch.no_grad():
         states = network(input_ids=ids, output_hidden_states=True).hidden_states[-1][:, -1]
     vectors = states.double().numpy()
@@ -236,13 +210,8 @@ def shared_genres(vectors: np.ndarray, course: Course, k: int = 10) -> np.ndarra
     np.fill_diagonal(near, -np.inf)
     nearest = np.argsort(-near, axis=1)[:, :k]
     sets = [set(course.genres[int(item)]) for item in course.protocol.items]
-
-    def overlap(a: set[str], b: set[str]) -> float:
-        return len(a & b) / len(a | b) if a | b else 0.0
-
-    return np.array(
-        [np.mean([overlap(sets[i], sets[j]) for j in row]) for i, row in enumerate(nearest)]
-    )
+    pairs = [[(sets[i], sets[j]) for j in row] for i, row in enumerate(nearest)]
+    return np.array([np.mean([len(a & b) / max(len(a | b), 1) for a, b in row]) for row in pairs])
 
 
 def measure_families(course: Course, base: Model, seed: int = 0) -> Iterator[Row]:
@@ -276,12 +245,11 @@ def measure_families(course: Course, base: Model, seed: int = 0) -> Iterator[Row
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all three on the pretrained small model, and save the table."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; fixes the numbers")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    settings, seed = Settings.from_env(), options.seed
+    seed = parser.parse_args(arguments).seed
+    torch.set_num_threads(1)  # the number of threads decides the last bits
+    settings = Settings.from_env()
     dataset = data.locate(settings)
     print(dataset.describe())
     course = Course.of(dataset)
@@ -292,10 +260,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         *measure_families(course, base, seed),
         *measure_p5(course, seed),
     ]
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     print(table.round(3).to_string(index=False))
     data.save_result(table, "09_small", dataset, settings)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
