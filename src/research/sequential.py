@@ -53,8 +53,8 @@ class Interactions:
         table = ordered.sort_values("userId", kind="stable")
         users, row = np.unique(table["userId"].to_numpy(), return_inverse=True)
         items = np.unique(table["movieId"].to_numpy() if items is None else items)
-        column = np.searchsorted(items, table["movieId"].to_numpy()).clip(max=len(items) - 1)
-        if (items[column] != table["movieId"].to_numpy()).any():
+        column = pd.Index(items).get_indexer(table["movieId"])
+        if (column < 0).any():
             raise ValueError("An interaction's movieId is not in the catalogue given.")
         age = np.bincount(row).cumsum()[row] - 1 - np.arange(len(row))
         return cls(users, items, row, column, age)
@@ -63,6 +63,10 @@ class Interactions:
     def counts(self) -> np.ndarray:
         """Interactions per item, shape (n_items,)."""
         return np.bincount(self.column, minlength=len(self.items)).astype(float)
+
+    def histories(self) -> list[np.ndarray]:
+        """Return each user's positions in ``items``, in order of time."""
+        return np.split(self.column, np.bincount(self.row).cumsum()[:-1])
 
     def matrix(self, weights: np.ndarray | None = None) -> sparse.csr_array:
         """Return the (n_users, n_items) matrix with ``weights`` (default 1) per interaction."""
@@ -86,14 +90,11 @@ def factor_scores(factors: Factors, seen: Interactions, min_support: int = 0) ->
 
     ``min_support`` also excludes items with fewer interactions.
     """
-    scores = np.full((len(seen.users), len(seen.items)), -np.inf)
-    users = np.searchsorted(seen.users, factors.users)
-    items = np.searchsorted(seen.items, factors.movies)
-    if (seen.users[users.clip(max=len(seen.users) - 1)] != factors.users).any() or (
-        seen.items[items.clip(max=len(seen.items) - 1)] != factors.movies
-    ).any():
-        raise ValueError("The model knows a user or an item that the interactions do not.")
-    scores[np.ix_(users, items)] = factors.user_factors @ factors.movie_factors.T
+    table = pd.DataFrame(
+        factors.user_factors @ factors.movie_factors.T, factors.users, factors.movies
+    )
+    table = table.reindex(index=seen.users, columns=seen.items, fill_value=-np.inf)
+    scores = table.to_numpy(copy=True)
     scores[:, seen.counts < min_support] = -np.inf
     return scores
 
@@ -119,12 +120,7 @@ def ease_weights(seen: Interactions, reg: float = 300.0) -> np.ndarray:
     B = -P / diag(P) with P = (X'X + reg I)^-1 (Steck 2019, equation 8), where X is binary. With
     fewer users than items P comes from the smaller matrix of users, by the identity of Woodbury
     1950: P = (I - X'(XX' + reg I)^-1 X) / reg.
-
-    Raises:
-        ValueError: ``reg`` is not positive: the matrix may then have no inverse.
     """
-    if reg <= 0:
-        raise ValueError(f"reg is {reg}; it must be positive.")
     x = seen.matrix()
     if len(seen.users) < len(seen.items):
         inner = np.linalg.solve((x @ x.T).toarray() + reg * np.eye(len(seen.users)), x.toarray())
@@ -183,7 +179,8 @@ def transition_counts(seen: Interactions, how: Transitions) -> sparse.csr_array:
 def transitions(seen: Interactions, how: Transitions | None = None) -> np.ndarray:
     """Score by transition counts from each user's last items; see :class:`Transitions`."""
     how = how or Transitions()
-    return (seen.recent(how.age_decay, how.last) @ transition_counts(seen, how)).toarray()
+    scores = seen.recent(how.age_decay, how.last) @ transition_counts(seen, how)
+    return sparse.csr_array(scores).toarray()
 
 
 def blend(parts: Sequence[tuple[float, np.ndarray]], floor: float = 0.01) -> np.ndarray:
@@ -216,17 +213,12 @@ def steps_back(
 
     Each is a validation set of its own; the mean over them is less noisy than the last alone. A
     user with too short a history is left out of a step.
-
-    Raises:
-        ValueError: no user has ``steps`` + 1 interactions.
     """
     later = known.groupby("userId").cumcount(ascending=False)
     earlier = known.groupby("userId").cumcount()
     pairs = []
     for step in range(steps):
         target = known.loc[(later == step) & (earlier > 0)]
-        if target.empty:
-            raise ValueError(f"No user has {step + 2} interactions; take fewer steps.")
         seen = known.loc[(later > step) & known["userId"].isin(target["userId"])]
         pairs.append((Interactions.of(seen, items), target))
     return pairs
@@ -245,7 +237,7 @@ def coordinate_search(
     ``score``. Only a strictly higher score moves a field, so the order of ``choices`` breaks ties.
     ``progress`` names a bar that counts the settings tried.
     """
-    found = {start: score(start)}  # a frozen data class can be a key
+    tried = {start: score(start)}  # a frozen data class can be a key
     best = start
     with tqdm(desc=progress, unit="setting", disable=progress is None) as bar:
         for _ in range(rounds):
@@ -253,13 +245,13 @@ def coordinate_search(
             for name, values in choices.items():
                 for value in values:
                     new = replace(best, **{name: value})
-                    if new not in found:
-                        found[new] = score(new)
+                    if new not in tried:
+                        tried[new] = score(new)
                         bar.update()
-                        best = new if found[new] > found[best] else best
+                        best = new if tried[new] > tried[best] else best
             if best == before:
                 break
-    return best, pd.DataFrame([{**asdict(how), "score": value} for how, value in found.items()])
+    return best, pd.DataFrame([{**asdict(how), "score": value} for how, value in tried.items()])
 
 
 def _in_units(scores: np.ndarray, seen: Interactions) -> tuple[np.ndarray, np.ndarray]:
@@ -267,8 +259,6 @@ def _in_units(scores: np.ndarray, seen: Interactions) -> tuple[np.ndarray, np.nd
 
     The last bits of a sum, which differ between machines, then decide nothing.
     """
-    if scores.shape != (len(seen.users), len(seen.items)):
-        raise ValueError(f"scores have shape {scores.shape}, not one per user and item.")
     scores = unseen(scores, seen)
     top = np.max(np.abs(scores), axis=1, where=np.isfinite(scores), initial=0.0, keepdims=True)
     unit = np.where(top > 0, top, 1) * 1e-9
@@ -282,14 +272,12 @@ def target_ranks(scores: np.ndarray, seen: Interactions, targets: pd.DataFrame) 
     needs. Infinite where the score is minus infinity.
 
     Raises:
-        ValueError: a target's user or item is unknown, or the shape of ``scores`` is wrong.
+        ValueError: a target's user or item is unknown.
     """
     rounded, _ = _in_units(scores, seen)
-    row = np.searchsorted(seen.users, targets["userId"]).clip(max=len(seen.users) - 1)
-    column = np.searchsorted(seen.items, targets["movieId"]).clip(max=len(seen.items) - 1)
-    if (seen.users[row] != targets["userId"]).any() or (
-        seen.items[column] != targets["movieId"]
-    ).any():
+    row = pd.Index(seen.users).get_indexer(targets["userId"])
+    column = pd.Index(seen.items).get_indexer(targets["movieId"])
+    if min(row.min(), column.min()) < 0:
         raise ValueError("A target's userId or movieId is not among the interactions'.")
     rows, own = rounded[row], rounded[row, column][:, None]
     earlier = np.arange(len(seen.items)) < column[:, None]
@@ -303,12 +291,7 @@ def top_lists(scores: np.ndarray, seen: Interactions, n: int = 20) -> pd.DataFra
     Columns ``userId, rank, movieId, score``. Scores are compared at nine significant digits and
     ties go to the lower movieId, so that the last bits of a sum decide nothing. A user with fewer
     than ``n`` items left gets fewer. A score of minus infinity is never listed.
-
-    Raises:
-        ValueError: ``n`` is below 1, or the shape of ``scores`` is not (n_users, n_items).
     """
-    if n < 1:
-        raise ValueError(f"n is {n}; ask for at least one item.")
     scores, unit = _in_units(scores, seen)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :n]
     best = np.take_along_axis(scores, order, axis=1)
