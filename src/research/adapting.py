@@ -45,9 +45,6 @@ WAYS_ON = ("rank", "like")
 Model = LanguageModel
 
 
-# --- the small model ------------------------------------------------------------------------------
-
-
 def tokenizer_of(course: Course) -> Any:
     """Return a tokenizer with one token per title and per word of the prompts (P5's item ids)."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -165,9 +162,6 @@ def load_base(course: Course, path: Path) -> Model:
     return model
 
 
-# --- adapting -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Tuning(Training):
     """Settings of :func:`train`: ``among`` as in :meth:`Model.loss`, ``dropout`` while training.
@@ -259,22 +253,15 @@ def tune_on_instructions(
 
 
 def distil(
-    teacher: Model,
-    examples: Sequence[Question],
-    titles: Sequence[str],
-    *,
-    tokens: int = 3,
-    epochs: int = 3,
-    rate: float = 3e-2,
-    seed: int = 0,
+    teacher: Model, examples: Sequence[Question], titles: Sequence[str], epochs: int, seed: int = 0
 ) -> Model:
-    """Return the teacher with ``tokens`` vectors in place of one task's instruction.
+    """Return the teacher with three vectors in place of one task's instruction.
 
     Before the :func:`research.questions.bare` prompt they learn to give the distribution that the
     frozen teacher gives to the instruction. POD tunes the whole model beside the vectors.
     """
-    student = teacher.with_soft_prompt(tokens, seed)
-    how = Training(rate, epochs, 32, 0.0, warm_up=0, second_beta=0.999, clip=NO_CLIP)
+    student = teacher.with_soft_prompt(3, seed)
+    how = Training(SOFT, epochs, 32, 0.0, warm_up=0, second_beta=0.999, clip=NO_CLIP)
     random = np.random.default_rng(seed)
     goals = teacher.scores([questions.instruction(question, titles) for question in examples])
     short = [questions.bare(question, titles) for question in examples]

@@ -90,8 +90,6 @@ class LanguageModel:
         sizes = [(weight.numel(), weight.requires_grad) for weight in self.model.parameters()]
         return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
-    # --- adapters ---------------------------------------------------------------------------------
-
     def clone(self) -> Self:
         """Return a copy that can be trained without touching this one."""
         return self._with(copy.deepcopy(self.model))
@@ -135,8 +133,6 @@ class LanguageModel:
             prompt_tuning_init="SAMPLE_VOCAB",
         )
         return self._with(get_peft_model(copy.deepcopy(self.model), how))
-
-    # --- answers of one token ---------------------------------------------------------------------
 
     def answer_ids(self, answers: tuple[str, ...]) -> Tensor:
         """Return the token of each answer after a prompt; elsewhere in a text it may be another.

@@ -32,8 +32,6 @@ from research.sequence_models import Config, Network
 from research.sequential import Interactions
 from research.training import ModelError, fingerprint, padded, read_weights, run_epoch
 
-# --- batches ------------------------------------------------------------------------------------
-
 
 def histories(seen: Interactions) -> list[np.ndarray]:
     """Return each user's items in order of time, numbered from 1 as in :class:`Network`."""
@@ -86,9 +84,6 @@ def loss_of(network: Network, inputs: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(network.scores(states), wanted - 1)
 
 
-# --- scoring ------------------------------------------------------------------------------------
-
-
 def next_scores(network: Network, rows: Sequence[np.ndarray], batch: int = 64) -> Tensor:
     """Return scores of shape (n_rows, n_items) for the item after each history of numbers."""
     length = network.config.length
@@ -131,9 +126,6 @@ def ranks_on_test(network: Network, protocol: Protocol) -> pd.DataFrame:
     return pd.DataFrame({"userId": protocol.parts.test["userId"], "rank": ranks.astype(int)})
 
 
-# --- files of weights ---------------------------------------------------------------------------
-
-
 def save(network: Network, path: Path, **metadata: str) -> None:
     """Write the weights as safetensors with settings and catalogue fingerprint, or nothing."""
     config = json.dumps(asdict(network.config))
@@ -160,9 +152,6 @@ def load(path: Path, items: np.ndarray, model: str | None = None) -> Network:
         network = Network(config, items)
     network.load_state_dict(weights)
     return network.eval()
-
-
-# --- training -----------------------------------------------------------------------------------
 
 
 @dataclass

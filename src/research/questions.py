@@ -68,25 +68,28 @@ def _history(question: Question) -> str:
     return " ".join([RATED, *pairs])
 
 
+def _answers(question: Question, titles: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """Return the answers to compare and the right one; without words, like is asked in stars."""
+    if question.task in ("rate", "like"):
+        return STARS, question.truth
+    truth = None if question.truth is None else wrap(question.truth)
+    names = titles if question.task == "next" else map(wrap, question.candidates)
+    return tuple(names), truth
+
+
 def instruction(question: Question, titles: Sequence[str] = (), *, letters: bool = False) -> Prompt:
     """Return the prompt with an instruction.
 
     ``titles`` is the whole catalogue, the answers of ``next``. With ``letters`` candidates are
     answered by letter (notebook 07), for models to which a title is many tokens.
     """
-    shown = [wrap(title) for title in question.candidates]
-    answers: tuple[str, ...] = tuple(shown)
-    words = WORDS[question.task]
-    truth: str | None = None if question.truth is None else wrap(question.truth)
+    answers, truth = _answers(question, titles)
+    words, shown = WORDS[question.task], [wrap(title) for title in question.candidates]
     if question.task == "rank" and letters:
         names = ranking.letters(len(shown))
         shown = [f"({a}) {b}" for a, b in zip(names, shown, strict=True)]
         truth = names[answers.index(truth)] if truth in answers else None
         answers, words = tuple(names), LETTERS
-    elif question.task == "next":
-        answers = tuple(titles)
-    elif question.task == "rate":
-        answers, truth = STARS, question.truth
     elif question.task == "like":
         answers = ("yes", "no")
         truth = None if question.truth is None else answers[float(question.truth) < LIKED]
@@ -101,14 +104,8 @@ def document(question: Question, titles: Sequence[str] = ()) -> Prompt:
 
     Candidates are not shown, only compared; ``like`` compares the stars, as ``rate`` does.
     """
-    answers = tuple(wrap(title) for title in question.candidates)
-    truth = None if question.truth is None else wrap(question.truth)
-    text = _history(question)
-    if question.task == "next":
-        answers = tuple(titles)
-    elif question.task in ("rate", "like"):
-        answers, truth = STARS, question.truth
-        text += " " + wrap(question.item or "")
+    answers, truth = _answers(question, titles)
+    text = _history(question) + ("" if question.item is None else " " + wrap(question.item))
     return Prompt(text, answers, answers.index(truth) if truth in answers else None)
 
 
@@ -138,9 +135,6 @@ def forms(course: Course, letters: bool = False) -> tuple[Form, Form]:
     """Return the two ways to ask: with an instruction, and as a document."""
     titles = course.catalogue
     return lambda q: instruction(q, titles, letters=letters), lambda q: document(q, titles)
-
-
-# --- data -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

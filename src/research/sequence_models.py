@@ -72,9 +72,6 @@ CHOSEN: dict[str, dict[str, Any]] = {
 }
 
 
-# --- the linear recurrence ----------------------------------------------------------------------
-
-
 def sequential_scan(decay: Tensor, x: Tensor) -> Tensor:
     """Return h with h_t = decay * h_(t-1) + x_t, one position after the other: the definition.
 
@@ -125,9 +122,6 @@ class _Scan(torch.autograd.Function):
 def parallel_scan(decay: Tensor, x: Tensor) -> Tensor:
     """Return the same as :func:`sequential_scan` in log2(length) vectorised steps."""
     return _Scan.apply(decay, x)
-
-
-# --- layers -------------------------------------------------------------------------------------
 
 
 @dataclass

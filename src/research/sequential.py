@@ -1,11 +1,9 @@
 """Next-item retrievers made of counting and one matrix inverse, under the leave-one-out protocol.
 
 Each function turns :class:`Interactions` into a score matrix of shape (n_users, n_items), and
-:func:`top_lists` turns that into lists. They are the strong simple rows that notebook 06 puts
-beside ALS and the LLM. References: Sarwar et al. 2001 (item neighbours); Steck 2019,
-"Embarrassingly shallow autoencoders for sparse data" (EASE); Garg et al. 2019 (recency in session
-neighbours); Ferrari Dacrema et al. 2019, on simple methods that published ones must be compared
-with.
+:func:`top_lists` turns that into lists: the strong simple rows beside ALS and the LLM. References:
+Sarwar et al. 2001 (item neighbours); Steck 2019 (EASE); Garg et al. 2019 (recency in session
+neighbours); Ferrari Dacrema et al. 2019 (why published methods need simple ones beside them).
 """
 
 from __future__ import annotations
@@ -27,9 +25,8 @@ from helpers.als import Factors
 class Interactions:
     """Who interacted with what, in order, as arrays of positions.
 
-    ``users`` and ``items`` are sorted ids of shape (n_users,) and (n_items,). ``row`` and
-    ``column``, of shape (n_interactions,), point into them, sorted by user and then by time.
-    ``age`` is the number of interactions of the same user that came later: 0 is the last one.
+    ``users`` and ``items`` are sorted ids; ``row`` and ``column``, of shape (n_interactions,),
+    point into them, sorted by user and then by time. ``age`` counts the same user's later ones.
     """
 
     users: np.ndarray
@@ -42,8 +39,7 @@ class Interactions:
     def of(cls, ordered: pd.DataFrame, items: np.ndarray | None = None) -> Interactions:
         """Index a table with ``userId`` and ``movieId`` whose rows stand in order of time.
 
-        Only the order within a user counts. ``items`` is the catalogue (default: the items that
-        occur), so that two tables can share one numbering.
+        ``items`` is the catalogue (default: the items that occur), for tables that share one.
 
         Raises:
             ValueError: the table is empty, or holds an item that is not in ``items``.
@@ -86,10 +82,7 @@ def popularity(seen: Interactions) -> np.ndarray:
 
 
 def factor_scores(factors: Factors, seen: Interactions, min_support: int = 0) -> np.ndarray:
-    """Score by the factors of an ALS model, minus infinity where it has none.
-
-    ``min_support`` also excludes items with fewer interactions.
-    """
+    """Score by ALS factors; minus infinity without them or below ``min_support`` interactions."""
     table = pd.DataFrame(
         factors.user_factors @ factors.movie_factors.T, factors.users, factors.movies
     )
@@ -117,9 +110,8 @@ def item_knn(seen: Interactions, *, neighbours: int = 100, shrinkage: float = 50
 def ease_weights(seen: Interactions, reg: float = 300.0) -> np.ndarray:
     """Return EASE's item-item weights B, shape (n_items, n_items), with zeros on the diagonal.
 
-    B = -P / diag(P) with P = (X'X + reg I)^-1 (Steck 2019, equation 8), where X is binary. With
-    fewer users than items P comes from the smaller matrix of users, by the identity of Woodbury
-    1950: P = (I - X'(XX' + reg I)^-1 X) / reg.
+    B = -P / diag(P) with P = (X'X + reg I)^-1 (Steck 2019, equation 8), X binary. With fewer users
+    than items P = (I - X'(XX' + reg I)^-1 X) / reg, from the smaller matrix (Woodbury 1950).
     """
     x = seen.matrix()
     if len(seen.users) < len(seen.items):
@@ -186,10 +178,9 @@ def transitions(seen: Interactions, how: Transitions | None = None) -> np.ndarra
 def blend(parts: Sequence[tuple[float, np.ndarray]], floor: float = 0.01) -> np.ndarray:
     """Return the logarithm of the weighted geometric mean of score matrices.
 
-    Each user's row is divided by its highest score, so that a weight means the same for scores of
-    any size. ``floor`` is added before the logarithm: an item that one part does not know at all is
-    then damped, not ruled out. Scores below zero count as zero. Mask what was seen beforehand
-    (:func:`unseen`), or the highest score is that of a seen item.
+    Each user's row is divided by its highest score; mask what was seen beforehand (:func:`unseen`).
+    ``floor`` is added before the logarithm, so that an item that one part does not know is damped,
+    not ruled out. Scores below zero count as zero.
     """
     total = np.zeros(parts[0][1].shape)
     for weight, scores in parts:
@@ -211,8 +202,7 @@ def steps_back(
 ) -> list[tuple[Interactions, pd.DataFrame]]:
     """Return what was seen and what came next, 1 to ``steps`` items before the end of ``known``.
 
-    Each is a validation set of its own; the mean over them is less noisy than the last alone. A
-    user with too short a history is left out of a step.
+    Each is a validation set of its own. A user with too short a history is left out of a step.
     """
     later = known.groupby("userId").cumcount(ascending=False)
     earlier = known.groupby("userId").cumcount()
@@ -233,9 +223,8 @@ def coordinate_search(
 ) -> tuple[Any, pd.DataFrame]:
     """Improve one field of a data class at a time, until a round changes nothing.
 
-    Returns the best settings and a table of all that was tried, in order: a column per field and
-    ``score``. Only a strictly higher score moves a field, so the order of ``choices`` breaks ties.
-    ``progress`` names a bar that counts the settings tried.
+    Returns the best settings and a table of all that was tried: a column per field and ``score``.
+    Only a strictly higher score moves a field. ``progress`` names a bar.
     """
     tried = {start: score(start)}  # a frozen data class can be a key
     best = start
@@ -268,8 +257,7 @@ def _in_units(scores: np.ndarray, seen: Interactions) -> tuple[np.ndarray, np.nd
 def target_ranks(scores: np.ndarray, seen: Interactions, targets: pd.DataFrame) -> np.ndarray:
     """Return the rank, from 1, of each row of ``targets`` (``userId, movieId``) among unseen items.
 
-    The rank that :func:`top_lists` would give, without making lists: what a search over settings
-    needs. Infinite where the score is minus infinity.
+    The rank that :func:`top_lists` would give; infinite where the score is minus infinity.
 
     Raises:
         ValueError: a target's user or item is unknown.
@@ -289,8 +277,7 @@ def top_lists(scores: np.ndarray, seen: Interactions, n: int = 20) -> pd.DataFra
     """Return each user's ``n`` best items without those in ``seen``, best first.
 
     Columns ``userId, rank, movieId, score``. Scores are compared at nine significant digits and
-    ties go to the lower movieId, so that the last bits of a sum decide nothing. A user with fewer
-    than ``n`` items left gets fewer. A score of minus infinity is never listed.
+    ties go to the lower movieId. A score of minus infinity is never listed.
     """
     scores, unit = _in_units(scores, seen)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :n]

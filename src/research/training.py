@@ -29,9 +29,6 @@ class ModelError(ValueError):
     """A model, its weights or a setting cannot be used; the message says what to do."""
 
 
-# --- the loop -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Training:
     """Settings of :func:`fit`: AdamW, a linear warm-up, then a cosine decay of the learning rate.
@@ -129,9 +126,6 @@ def padded(
     parts = [torch.as_tensor(row, dtype=torch.long) for row in rows]
     real = [torch.ones_like(part) for part in parts]
     return pad_sequence(parts, True, 0, side), pad_sequence(real, True, 0, side)
-
-
-# --- files of weights -----------------------------------------------------------------------------
 
 
 def fingerprint(*parts: np.ndarray | str) -> str:

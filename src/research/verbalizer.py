@@ -1,9 +1,8 @@
 """Ranking from one output token: the distribution of an LLM over the candidates' letters.
 
 LlamaRec (Yue et al. 2023, arXiv 2311.02089) gives every candidate an index letter and reads the
-model's probabilities for the letters, instead of letting it write a list. The prompt here has the
-same parts in our own words. This module asks an OpenAI-compatible server and needs no PyTorch;
-:mod:`research.verbalizer_torch` does the same with a model on this machine, and trains it.
+model's probabilities for the letters, instead of letting it write a list. This module asks an
+OpenAI-compatible server; :mod:`research.verbalizer_torch` has a model on this machine, and trains.
 """
 
 from __future__ import annotations
@@ -83,13 +82,10 @@ def _check(n: int) -> None:
 class LetterDistribution:
     """An order of the candidates and where it came from.
 
-    ``path`` is ``logprobs`` (one token), ``json`` (the list, after the first request gave no
-    letters) or ``none`` (neither; ``order`` is the given one and an evaluation counts zero).
-    ``order`` holds positions, best first. ``probabilities`` has one number per candidate, sum 1,
-    and is empty unless ``path`` is ``logprobs``. ``mass`` is the probability of all candidates'
-    letters together before they were scaled to 1, and ``covered`` the number of candidates whose
-    letter was among the tokens returned. ``kind`` (see ``llm.ask``, or ``no_letters``) and ``why``
-    say what was wrong, ``ok`` and empty if nothing. ``repairs`` counts corrections to the list.
+    ``order`` holds positions, best first. ``path`` is ``logprobs`` (one token), ``json`` (the list)
+    or ``none`` (neither; an evaluation counts zero). ``probabilities``, with ``logprobs`` only, sum
+    to 1; ``mass`` is what they summed to before, over the ``covered`` letters that came back.
+    ``kind`` (see ``llm.ask``, or ``no_letters``) and ``why`` say what was wrong.
     """
 
     order: list[int]

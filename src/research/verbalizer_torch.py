@@ -92,9 +92,6 @@ class Verbalizer(LanguageModel):
         return [np.exp(row) for row in self.scores([each.prompt() for each in batch], size)]
 
 
-# --- a small model of one's own -------------------------------------------------------------------
-
-
 def small_tokenizer(titles: Sequence[str], letters: int = CANDIDATES) -> Any:
     """Return a tokenizer trained from ``titles``, made for short prompts.
 
@@ -149,9 +146,6 @@ def small(
     )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     return Verbalizer(model, tokenizer, "the small model", letters)
-
-
-# --- training -------------------------------------------------------------------------------------
 
 
 def title_map(movies: pd.DataFrame) -> dict[int, str]:
@@ -241,11 +235,12 @@ def scores(
 ) -> pd.DataFrame:
     """Return each user's probabilities (``userId, movieId, probability``), one pass per user."""
     rows = ranker.probabilities([question for _, question in requests.values()], size)
-    tables = [
-        pd.DataFrame({"userId": user, "movieId": shown, "probability": row})
-        for (user, (shown, _)), row in zip(requests.items(), rows, strict=True)
-    ]
-    return pd.concat(tables, ignore_index=True)
+    columns = {
+        "userId": np.repeat(list(requests), [len(row) for row in rows]),
+        "movieId": np.concatenate([shown for shown, _ in requests.values()]),
+        "probability": np.concatenate(rows),
+    }
+    return pd.DataFrame(columns)
 
 
 def orders(table: pd.DataFrame) -> dict[int, list[int]]:
@@ -255,9 +250,6 @@ def orders(table: pd.DataFrame) -> dict[int, list[int]]:
     """
     best = table.sort_values(["userId", "probability", "movieId"], ascending=[True, False, True])
     return best.groupby("userId")["movieId"].agg(list).to_dict()
-
-
-# --- the cost of generating -----------------------------------------------------------------------
 
 
 def efficiency(
