@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, log_softmax
 
 from helpers.settings import Settings
-from research.training import ModelError, padded
+from research.training import ModelError, padded, trainable
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class LanguageModel:
         name = (settings or Settings.from_env()).llamarec_base_model
         if not name:
             raise ModelError("LLAMAREC_BASE_MODEL is not set: name a model, or use a small one.")
-        folder = Path(name).expanduser()
-        place = str(folder) if folder.is_dir() else name
+        place = str(Path(name).expanduser()) if name.startswith("~") else name
         options: dict[str, Any] = {"dtype": torch.float32}
         if torch.cuda.is_available():
             half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -87,8 +86,9 @@ class LanguageModel:
 
     def parameters(self) -> tuple[int, int]:
         """Return how many numbers train, and how many there are."""
-        sizes = [(weight.numel(), weight.requires_grad) for weight in self.model.parameters()]
-        return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+        parts = (trainable(self.model), self.model.parameters())
+        trained, whole = (sum(weight.numel() for weight in part) for part in parts)
+        return trained, whole
 
     def clone(self) -> Self:
         """Return a copy that can be trained without touching this one."""
@@ -141,7 +141,9 @@ class LanguageModel:
             ModelError: an answer is more than one token, or two answers share one.
         """
         before = self.tokenizer(self.cue)["input_ids"]
-        for answer in set(answers) - self._token_of.keys():
+        for answer in answers:
+            if answer in self._token_of:
+                continue
             after = self.tokenizer(self.cue + self.gap + answer)["input_ids"]
             if after[:-1] != before or after[-1] in self._token_of.values():
                 raise ModelError(
@@ -266,12 +268,10 @@ def dropped_out(model: Any, share: float) -> Iterator[None]:
             return (dropout(out[0], share, module.training), *out[1:])
         return dropout(out, share, module.training)
 
-    handles = []
-    if share:
-        core = inner(model).model
-        handles.append(core.embed_tokens.register_forward_hook(hook))
-        for block in core.layers:
-            handles += [part.register_forward_hook(hook) for part in (block.self_attn, block.mlp)]
+    core = inner(model).model
+    parts = [core.embed_tokens]
+    parts += [part for block in core.layers for part in (block.self_attn, block.mlp)]
+    handles = [part.register_forward_hook(hook) for part in parts] if share else []
     try:
         yield
     finally:

@@ -258,9 +258,7 @@ def epoch_losses(network: Network, parts: Sequence[np.ndarray], epoch: int) -> I
 
 
 def _over(history: Sequence[float], config: Config) -> bool:
-    if not history:
-        return False
-    since = len(history) - 1 - int(np.argmax(history))
+    since = len(history) - 1 - int(np.argmax(history)) if history else 0
     return len(history) >= config.epochs or since >= config.patience
 
 

@@ -359,14 +359,9 @@ class Network(nn.Module):
             x = block(x, layout)
         return self.last_norm(x), layout
 
-    @property
-    def item_vectors(self) -> Tensor:
-        """The embeddings of the items, shape (n_items, dim), without padding and mask."""
-        return self.embed.weight[1 : len(self.items) + 1]
-
     def scores(self, states: Tensor) -> Tensor:
         """Return scores of shape (n, n_items) for states of shape (n, dim)."""
-        return F.linear(states, self.item_vectors, self.bias)
+        return F.linear(states, self.embed.weight[1 : len(self.items) + 1], self.bias)
 
 
 def _initialise(module: nn.Module) -> None:

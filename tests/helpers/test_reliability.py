@@ -563,7 +563,7 @@ def test_ctrl_c_in_a_training_is_one_line_and_the_same_command_goes_on(tmp_path)
     assert status == faults.INTERRUPTED and "Traceback" not in errors
     last = errors.strip().splitlines()[-1]
     assert last == "Stopped by Ctrl-C. The same command goes on after the last whole epoch."
-    assert sorted(one.suffix for one in tmp_path.iterdir()) == [".safetensors", ".state"]
+    assert [one.suffix for one in tmp_path.iterdir()] == [".state"]
     import torch
 
     epochs = len(torch.load(path.with_suffix(".state"), weights_only=True)["history"])
