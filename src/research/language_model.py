@@ -35,10 +35,11 @@ class Prompt:
 class LanguageModel:
     """A causal LM that answers by the probabilities of single tokens; ``name`` is for messages.
 
-    A prompt ends with ``cue``, and ``gap`` stands between it and the answer.
+    A prompt ends with ``cue``, and ``gap`` stands between it and the answer. A batch of prompts is
+    filled up on one ``side``, the right if virtual tokens may stand before them.
     """
 
-    cue, gap = "Answer :", " "
+    cue, gap, side = "Answer :", " ", "right"
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         """Keep the three."""
@@ -171,21 +172,16 @@ class LanguageModel:
         return ids
 
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """Return the logits of the token after each text, shape (batch, vocabulary).
-
-        Rows are filled up at the right, where a causal model never looks, so that a position counts
-        from the first token, with virtual tokens before it or not.
-        """
-        rows = [self.tokens(text) for text in texts]
-        ids, mask = padded(rows)
-        ends = mask.sum(1) - 1 - ids.shape[1]  # counted from the end: virtual tokens stand before
+        """Return the logits of the token after each text, shape (batch, vocabulary)."""
+        ids, mask = padded([self.tokens(text) for text in texts], self.side)
+        ends = mask.cumsum(1).argmax(1) - ids.shape[1]  # places of the last tokens, from the end
         places = ends.unique()
-        logits = self.model(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            logits_to_keep=places.to(self.device),
-        ).logits
-        return logits[torch.arange(len(rows)), torch.searchsorted(places, ends)].float()
+        inputs = {"input_ids": ids, "attention_mask": mask, "logits_to_keep": places}
+        if self.side == "left":
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        logits = self.model(**inputs).logits
+        return logits[torch.arange(len(ids)), torch.searchsorted(places, ends)].float()
 
     def scores(self, batch: Sequence[Prompt], size: int = 64) -> list[np.ndarray]:
         """Return the log-probabilities of each prompt's answers among themselves.

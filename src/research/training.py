@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -117,7 +116,7 @@ def fit(
 
 
 def padded(
-    rows: Sequence[Sequence[int] | np.ndarray], side: Literal["left", "right"] = "right"
+    rows: Sequence[Sequence[int] | np.ndarray], side: str = "right"
 ) -> tuple[Tensor, Tensor]:
     """Return rows of numbers as one array filled up with 0, and where they stand.
 

@@ -24,7 +24,7 @@ from research import sequential, verbalizer
 from research.language_model import LanguageModel, Prompt, small_llama
 from research.protocol import CANDIDATES, candidate_lists
 from research.sequential import Interactions
-from research.training import Training, fit, padded
+from research.training import Training, fit
 
 TITLE_LENGTHS = (5, 10, 15, 20, 25, 30, 35, 40)
 """Tokens of a title in :func:`efficiency`."""
@@ -58,7 +58,7 @@ class LetterQuestion:
 class Verbalizer(LanguageModel):
     """A causal LM whose next token, one of the letters, says which candidate came next."""
 
-    cue, gap = LetterQuestion(("x",), ("y",)).text(), ""
+    cue, gap, side = LetterQuestion(("x",), ("y",)).text(), "", "left"
 
     def __init__(self, model: Any, tokenizer: Any, name: str, letters: int = CANDIDATES) -> None:
         """Find the token of each letter; see :meth:`answer_ids` for the errors."""
@@ -68,21 +68,6 @@ class Verbalizer(LanguageModel):
     def encode(self, question: LetterQuestion) -> list[int]:
         """Return the tokens of a prompt."""
         return self.tokens(question.text())
-
-    def logits(self, texts: Sequence[str]) -> Tensor:
-        """Return the logits of the token after each text, shape (batch, vocabulary).
-
-        Rows are filled up at the left, so that every prompt ends in the last column and no other
-        column needs logits; a position counts from the first real token.
-        """
-        ids, mask = padded([self.tokens(text) for text in texts], "left")
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return self.model(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            position_ids=positions.to(self.device),
-            logits_to_keep=1,
-        ).logits[:, -1].float()  # fmt: skip
 
     def probabilities(self, batch: Sequence[LetterQuestion], size: int = 32) -> list[np.ndarray]:
         """Return each prompt's distribution over its candidates, in the order shown.
