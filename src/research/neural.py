@@ -21,14 +21,13 @@ import pandas as pd
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from helpers import data
 from research import sequential, training
 from research.protocol import Protocol
-from research.sequence_models import Config, Network
+from research.sequence_models import Config, Network, SoftmaxLoss
 from research.sequential import Interactions
 from research.training import ModelError, fingerprint, padded, read_weights, run_epoch
 
@@ -81,7 +80,7 @@ def loss_of(network: Network, inputs: Tensor, targets: Tensor) -> Tensor:
     wanted = targets[inputs != 0]
     if network.config.model == "bert4rec":
         states, wanted = states[wanted > 0], wanted[wanted > 0]
-    return cross_entropy(network.scores(states), wanted - 1)
+    return SoftmaxLoss.apply(states, network.item_vectors, network.bias, wanted - 1)
 
 
 def next_scores(network: Network, rows: Sequence[np.ndarray], batch: int = 64) -> Tensor:

@@ -359,9 +359,14 @@ class Network(nn.Module):
             x = block(x, layout)
         return self.last_norm(x), layout
 
+    @property
+    def item_vectors(self) -> Tensor:
+        """The embeddings of the items, shape (n_items, dim), without padding and mask."""
+        return self.embed.weight[1 : len(self.items) + 1]
+
     def scores(self, states: Tensor) -> Tensor:
         """Return scores of shape (n, n_items) for states of shape (n, dim)."""
-        return F.linear(states, self.embed.weight[1 : len(self.items) + 1], self.bias)
+        return F.linear(states, self.item_vectors, self.bias)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -370,3 +375,34 @@ def _initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+class SoftmaxLoss(torch.autograd.Function):
+    """The mean of ``F.cross_entropy(states @ vectors.T + bias, targets)``, in blocks of 256 rows.
+
+    The gradient is found on the way forward; the (n, n_items) matrix, half a gigabyte, never exists
+    as a whole.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        n, total = len(states), states.new_zeros(())
+        grads = torch.empty_like(states), torch.zeros_like(vectors), torch.zeros_like(bias)
+        for start in range(0, n, 256):
+            rows = slice(start, start + 256)
+            block, wanted = states[rows], targets[rows, None]
+            scores = torch.addmm(bias, block, vectors.T)
+            scores -= scores.amax(1, keepdim=True)
+            own = scores.gather(1, wanted)
+            total += (scores.exp_().sum(1, keepdim=True).log() - own).sum()
+            scores /= scores.sum(1, keepdim=True) * n
+            scores.scatter_add_(1, wanted, torch.full_like(own, -1 / n))
+            torch.mm(scores, vectors, out=grads[0][rows])
+            grads[1].addmm_(scores.T, block)
+            grads[2].add_(scores.sum(0))
+        ctx.save_for_backward(*grads)
+        return total / n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(grads[0] * part for part in ctx.saved_tensors), None

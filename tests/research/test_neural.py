@@ -118,6 +118,21 @@ def test_gradients_of_the_scan(length):
     assert torch.autograd.gradcheck(sequence_models.parallel_scan, (decay, x))
 
 
+def test_the_softmax_loss_is_the_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((300, 4), (5, 4), (5,))  # two blocks, the last one short
+    arrays = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    targets = torch.randint(5, (300,), generator=generator)
+    states, vectors, bias = arrays
+    results = []
+    for loss in (
+        sequence_models.SoftmaxLoss.apply(states, vectors, bias, targets),
+        torch.nn.functional.cross_entropy(states @ vectors.T + bias, targets),
+    ):
+        results.append([loss, *torch.autograd.grad(loss, arrays)])
+    torch.testing.assert_close(results[0], results[1])
+
+
 def test_the_decay_starts_on_the_ring_and_stays_inside_the_circle():
     torch.manual_seed(0)
     unit = sequence_models.LinearRecurrentUnit(64)
