@@ -386,6 +386,7 @@ class SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss, and keep its gradients."""
         n, total = len(states), states.new_zeros(())
         grads = torch.empty_like(states), torch.zeros_like(vectors), torch.zeros_like(bias)
         for start in range(0, n, 256):
@@ -405,4 +406,5 @@ class SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients kept."""
         return *(grads[0] * part for part in ctx.saved_tensors), None

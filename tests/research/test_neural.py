@@ -339,17 +339,6 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(parts, seen, tmp_path
     assert json.loads(facts["history"]) == done.history
 
 
-def test_scores_fit_the_lists_of_notebook_06(parts, seen):
-    made = network("lrurec")
-    known = Interactions.of(parts.known, ITEMS)
-    matrix = neural.score_matrix(made, known)
-    assert matrix.shape == (12, 40)
-    lists = sequential.top_lists(matrix, known, 40)
-    ranks = sequential.target_ranks(matrix, known, parts.test)
-    merged = parts.test.merge(lists, on=["userId", "movieId"])
-    assert merged["rank"].tolist() == ranks.tolist()
-
-
 # --- bad input --------------------------------------------------------------------------------
 
 

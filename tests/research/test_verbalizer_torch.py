@@ -55,7 +55,7 @@ class OneTitle(torch.nn.Module):
         self.letters = {as_id(shown): as_id(answer) for shown, answer in pairs}
 
     def forward(self, input_ids, **_):
-        logits = torch.zeros(*input_ids.shape, len(self.tokenizer))
+        logits = torch.zeros(len(input_ids), 1, len(self.tokenizer))
         for row, ids in enumerate(input_ids.tolist()):
             for before, token in itertools.pairwise(ids):
                 if before in self.letters:
@@ -99,12 +99,6 @@ def test_padding_does_not_change_the_distribution(tiny):
     np.testing.assert_allclose(together, alone, atol=1e-6)
     ids, mask = padded([[5, 6], [7, 8, 9]], side="left")
     assert ids.tolist() == [[0, 5, 6], [7, 8, 9]] and mask.tolist() == [[0, 1, 1], [1, 1, 1]]
-
-
-def test_a_prompt_too_long_is_refused(tiny):
-    tiny.model.config.max_position_embeddings = 5
-    with pytest.raises(ModelError, match=r"has \d+ tokens and the small model reads 5"):
-        tiny.encode(example(7))
 
 
 # --- tokenizers and loading ---------------------------------------------------------------------
