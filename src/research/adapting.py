@@ -2,9 +2,8 @@
 
 Prompting, prompt tuning (Lester et al. 2021), fine-tuning with the loss of one task (whole, or by
 LoRA, Hu et al. 2021) and instruction tuning on several tasks at once (P5, Geng et al. 2022; POD, Li
-et al. 2023). The small model is *pretrained here* on documents made of the training histories:
-unlike that of :mod:`research.verbalizer_torch` it has read which movie follows which before anybody
-asks it. ``python tools/experiments/09_adapting.py`` does all of it and saves the tables.
+et al. 2023). The small model is *pretrained here* on documents made of the training histories.
+``python tools/experiments/09_adapting.py`` does all of it and saves the tables.
 """
 
 from __future__ import annotations
@@ -22,20 +21,11 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from helpers import data, prompts, ranking
 from helpers.settings import Settings
-from research import questions
+from research import questions, training
 from research.language_model import LanguageModel, dropped_out, inner, small_llama
 from research.protocol import CANDIDATES
 from research.questions import Course, Form, Prompt, Question
-from research.training import (
-    NO_CLIP,
-    ModelError,
-    Training,
-    fingerprint,
-    fit,
-    padded,
-    read_weights,
-    save_weights,
-)
+from research.training import NO_CLIP, ModelError, Training, fit, padded
 
 QUESTIONS = 3000
 """Training questions of a task in a :func:`mixture`, at most."""
@@ -49,57 +39,10 @@ task, FULL by its NDCG@10 (its loss was lower at 2e-3), TUNING by the metrics of
 For the task like none was searched: SOFT, LORA and FULL are those of the ranking task. All are the
 small model's; a named model needs its own."""
 
-
 WAYS_ON = ("rank", "like")
 """The tasks on which all ways are compared."""
 
-
-class Model(LanguageModel):
-    """A causal LM that compares the answers of a :class:`research.questions.Prompt`."""
-
-    def logits(self, texts: Sequence[str]) -> Tensor:
-        """Return the logits of the token after each text, shape (batch, vocabulary)."""
-        return self.logits_of([self.tokenizer(text)["input_ids"] for text in texts])
-
-    def scores(self, batch: Sequence[Prompt], size: int = 64) -> list[np.ndarray]:
-        """Return the log-probabilities of each prompt's answers among themselves."""
-        self.model.eval()
-        order = sorted(range(len(batch)), key=lambda i: len(batch[i].text))
-        rows: list[np.ndarray] = [np.empty(0)] * len(batch)
-        with torch.no_grad():
-            for start in range(0, len(order), size):
-                part = order[start : start + size]
-                logits = self.logits([batch[i].text for i in part]).cpu().double()
-                for i, row in zip(part, logits, strict=True):
-                    rows[i] = log_softmax(row[self.answer_ids(batch[i].answers)], 0).numpy()
-        return rows
-
-    def loss(self, batch: Sequence[Prompt], among: str = "answers") -> Tensor:
-        """Return the mean cross-entropy of the right answers.
-
-        ``among`` the ``answers`` of the prompt (a ranking loss where they are candidates), or
-        ``all`` tokens, as for a text-to-text model.
-        """
-        losses = []
-        for prompt, row in zip(batch, self.logits([p.text for p in batch]), strict=True):
-            if prompt.label is None:
-                raise ModelError("A prompt has no answer: training needs one.")
-            ids = self.answer_ids(prompt.answers).to(row.device)
-            if among == "answers":
-                losses.append(-log_softmax(row[ids], 0)[prompt.label])
-            else:
-                losses.append(-log_softmax(row, 0)[ids[prompt.label]])
-        return torch.stack(losses).mean()
-
-    def answer_loss(self, batch: Sequence[Prompt]) -> float:
-        """Return the mean loss of the right answers among the answers; NaN for no prompt."""
-        if not batch:
-            return float("nan")
-        rows = self.scores(batch)
-        return float(np.mean([-row[p.label] for row, p in zip(rows, batch, strict=True)]))
-
-
-# --- the small model ------------------------------------------------------------------------------
+Model = LanguageModel
 
 
 def tokenizer_of(course: Course) -> Any:
@@ -141,8 +84,7 @@ def small(
 def documents(course: Course, seed: int, window: int = 64) -> list[str]:
     """Return one epoch of what the base model reads.
 
-    The early histories in windows, half of them with ratings, and a line per movie with its decade
-    and genres. Windows begin elsewhere in each epoch (``seed``).
+    Windows of early histories, half with ratings, and a line per movie with decade and genres.
     """
     random = np.random.default_rng(seed)
     texts = []
@@ -188,20 +130,20 @@ def pretrain(model: Model, course: Course, epochs: int, *, seed: int = 0) -> lis
 
 
 def weights_path(settings: Settings, dataset: data.Dataset) -> Path:
-    """Return where the pretrained small model of a data set is kept: committed if verified."""
+    """Return where a data set's pretrained small model is kept: committed if verified."""
     if dataset.verified:
         return settings.data_dir / "weights" / "adapting_base.safetensors"
     return settings.cache_dir / "adapting" / f"{dataset.name}.safetensors"
 
 
+def _vocabulary(model: Model) -> str:
+    return training.fingerprint(repr(sorted(model.tokenizer.get_vocab().items())))
+
+
 def save_base(model: Model, path: Path, command: str) -> None:
     """Write the small model's weights with the fingerprint of its vocabulary."""
     facts = {"vocabulary": _vocabulary(model), "command": command}
-    save_weights(dict(model.model.named_parameters()), path, facts)
-
-
-def _vocabulary(model: Model) -> str:
-    return fingerprint(repr(sorted(model.tokenizer.get_vocab().items())))
+    training.save_weights(dict(model.model.named_parameters()), path, facts)
 
 
 def load_base(course: Course, path: Path) -> Model:
@@ -209,19 +151,15 @@ def load_base(course: Course, path: Path) -> Model:
 
     Raises:
         ModelError: the file is missing or damaged, or belongs to another catalogue.
-        RuntimeError: a weight is missing, or one too many.
     """
     model = small(course)
-    weights, facts = read_weights(path)
+    weights, facts = training.read_weights(path)
     if facts.get("vocabulary") != _vocabulary(model):
         raise ModelError(f"{path.name} was trained on another catalogue: train the model again.")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]  # the same matrix
     model.model.load_state_dict(weights)
     model.model.eval()
     return model
-
-
-# --- adapting -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -255,19 +193,11 @@ def train(
     """Train what is trainable, and keep the epoch with the lowest loss on ``validation``.
 
     Epoch 0 is the model as it came, so that training can be refused. Candidates stand in a new
-    order in each epoch.
-
-    Returns:
-        A row per epoch: ``epoch, loss, validation``, both losses per answer.
-
-    Raises:
-        ModelError: there is no example.
+    order in each epoch. Returns a row per epoch: ``epoch, loss, validation``, losses per answer.
     """
-    if not examples:
-        raise ModelError("There is no training question: take a larger data set or more steps.")
     torch.manual_seed(how.seed)
     random = np.random.default_rng(how.seed)
-    trainable = [weight for weight in model.model.parameters() if weight.requires_grad]
+    weights = training.trainable(model.model)
     n = min(how.per_epoch or len(examples), len(examples))
 
     def losses(_epoch: int) -> Iterator[Tensor]:
@@ -277,15 +207,15 @@ def train(
             yield model.loss(batch[start : start + how.batch], how.among)
 
     rows = [{"epoch": 0, "loss": np.nan, "validation": model.answer_loss(validation)}]
-    best = [weight.detach().clone() for weight in trainable]
+    best = [weight.detach().clone() for weight in weights]
     with dropped_out(model.model, how.dropout):
         for loss in fit(model.model, losses, how, -(-n // how.batch), "adapting"):
             checked = model.answer_loss(validation)
             if not validation or checked < min(row["validation"] for row in rows):
-                best = [weight.detach().clone() for weight in trainable]
+                best = [weight.detach().clone() for weight in weights]
             rows.append({"epoch": len(rows), "loss": loss, "validation": checked})
     with torch.no_grad():
-        for weight, kept in zip(trainable, best, strict=True):
+        for weight, kept in zip(weights, best, strict=True):
             weight.copy_(kept)
     return pd.DataFrame(rows)
 
@@ -297,8 +227,6 @@ def examples_for(course: Course, task: str, user: int, k: int, seed: int = 0) ->
     """
     random = np.random.default_rng((seed, user))
     others = np.flatnonzero(np.array(course.train_users[task]) != user)
-    if len(others) < k:
-        raise ModelError(f"There are {len(others)} examples of other users; ask for fewer.")
     return [course.train[task][i] for i in random.choice(others, size=k, replace=False)]
 
 
@@ -307,20 +235,16 @@ def mixture(
 ) -> list[Question]:
     """Return at most ``each`` training questions of every task, for tuning on instructions."""
     random = np.random.default_rng(seed)
-    return [
-        course.train[task][i]
-        for task in tasks
-        for i in random.permutation(len(course.train[task]))[:each]
-    ]
+    drawn = {task: random.permutation(len(course.train[task]))[:each] for task in tasks}
+    return [course.train[task][i] for task in tasks for i in drawn[task]]
 
 
 def tune_on_instructions(
     course: Course, base: Model, tasks: Sequence[str], ask: Form, seed: int = 0
 ) -> Model:
-    """Return a copy tuned on the instructions of ``tasks``, as a text-to-text model.
+    """Return a copy tuned on the instructions of ``tasks``, with the loss over the vocabulary.
 
-    The loss is over the whole vocabulary. No choice between epochs: the held-out task must not have
-    a say.
+    No choice between epochs: the held-out task must not have a say.
     """
     model, per_epoch = base.clone(), PER_EPOCH * len(tasks)
     how = Tuning(TUNING, among="all", dropout=0.2, per_epoch=per_epoch, seed=seed)
@@ -329,23 +253,15 @@ def tune_on_instructions(
 
 
 def distil(
-    teacher: Model,
-    examples: Sequence[Question],
-    titles: Sequence[str],
-    *,
-    tokens: int = 3,
-    epochs: int = 3,
-    rate: float = 3e-2,
-    seed: int = 0,
+    teacher: Model, examples: Sequence[Question], titles: Sequence[str], epochs: int, seed: int = 0
 ) -> Model:
-    """Return the teacher with ``tokens`` vectors in place of one task's instruction.
+    """Return the teacher with three vectors in place of one task's instruction.
 
-    Before the :func:`research.questions.bare` prompt the vectors learn to give the distribution
-    that the teacher gives to the instruction (Kullback-Leibler divergence); the teacher is frozen.
-    POD tunes the whole model beside the vectors, with the words still there.
+    Before the :func:`research.questions.bare` prompt they learn to give the distribution that the
+    frozen teacher gives to the instruction. POD tunes the whole model beside the vectors.
     """
-    student = teacher.with_soft_prompt(tokens, seed)
-    how = Training(rate, epochs, 32, 0.0, warm_up=0, second_beta=0.999, clip=NO_CLIP)
+    student = teacher.with_soft_prompt(3, seed)
+    how = Training(SOFT, epochs, 32, 0.0, warm_up=0, second_beta=0.999, clip=NO_CLIP)
     random = np.random.default_rng(seed)
     goals = teacher.scores([questions.instruction(question, titles) for question in examples])
     short = [questions.bare(question, titles) for question in examples]
@@ -371,10 +287,12 @@ def encoder(model: Model, *, seed: int = 0) -> Any:
 
     torch.manual_seed(seed)
     like = inner(model.model).config
-    sizes = ("vocab_size", "hidden_size", "intermediate_size")
-    sizes += ("num_hidden_layers", "num_attention_heads")
     config = BertConfig(
-        **{name: getattr(like, name) for name in sizes},
+        vocab_size=like.vocab_size,
+        hidden_size=like.hidden_size,
+        intermediate_size=like.intermediate_size,
+        num_hidden_layers=like.num_hidden_layers,
+        num_attention_heads=like.num_attention_heads,
         max_position_embeddings=256,
         initializer_range=0.05,
         hidden_dropout_prob=0.2,

@@ -10,36 +10,41 @@ import contextlib
 import copy
 import importlib.util
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, log_softmax
 
 from helpers.settings import Settings
-from research.training import ModelError, memory_explained, padded
+from research.training import ModelError, padded, trainable
 
-ADVICE = (
-    "use a smaller batch, four_bit=True or a smaller LLAMAREC_BASE_MODEL, or hide the GPU with "
-    "CUDA_VISIBLE_DEVICES=-1"
-)
-LIKE_LLAMA = "choose a model of the Llama, Mistral, Qwen or Gemma families"
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text, the answers to compare, each one token after it, and the place of the right one."""
+
+    text: str
+    answers: tuple[str, ...]
+    label: int | None = None
 
 
 class LanguageModel:
     """A causal LM that answers by the probabilities of single tokens; ``name`` is for messages.
 
-    A prompt ends with ``cue``, and ``gap`` stands between it and the answer.
+    A prompt ends with ``cue``, and ``gap`` stands between it and the answer. A batch of prompts is
+    filled up on one ``side``, the right if virtual tokens may stand before them.
     """
 
-    cue, gap = "Answer :", " "
+    cue, gap, side = "Answer :", " ", "right"
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         """Keep the three."""
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self._token_of: dict[str, int] = {}
-        self._ids_of: dict[tuple[str, ...], Tensor] = {}
 
     @classmethod
     def load(cls, settings: Settings | None = None, *, four_bit: bool = False) -> Self:
@@ -55,30 +60,23 @@ class LanguageModel:
         name = (settings or Settings.from_env()).llamarec_base_model
         if not name:
             raise ModelError("LLAMAREC_BASE_MODEL is not set: name a model, or use a small one.")
-        folder = Path(name).expanduser()
-        place = str(folder) if folder.is_dir() else name
+        place = str(Path(name).expanduser()) if name.startswith("~") else name
         options: dict[str, Any] = {"dtype": torch.float32}
         if torch.cuda.is_available():
             half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-            options["dtype"] = half
+            options = {"dtype": half, "device_map": {"": 0}}
             if four_bit and importlib.util.find_spec("bitsandbytes"):
                 options["quantization_config"] = BitsAndBytesConfig(
-                    load_in_4bit=True,
-                    bnb_4bit_quant_type="nf4",
-                    bnb_4bit_use_double_quant=True,
-                    bnb_4bit_compute_dtype=half,
+                    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=half
                 )
         try:
             tokenizer = AutoTokenizer.from_pretrained(place)
-            model: Any = AutoModelForCausalLM.from_pretrained(place, **options)
-            if torch.cuda.is_available() and "quantization_config" not in options:
-                model = model.to("cuda")
+            model = AutoModelForCausalLM.from_pretrained(place, **options)
         except Exception as error:  # transformers raises many kinds, some from other libraries
             why = " ".join(str(error).split())[:200].rstrip(".")
             raise ModelError(
                 f"LLAMAREC_BASE_MODEL is {name!r}, which cannot be loaded ({why}): name a folder "
-                "with a Hugging Face model and its config.json, or a model that this machine can "
-                "download."
+                "with a Hugging Face model and its config.json, or a model on the Hub."
             ) from error
         return cls(model, tokenizer, name)
 
@@ -87,17 +85,11 @@ class LanguageModel:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    @property
-    def limit(self) -> int:
-        """The most tokens that a prompt may have; virtual tokens before it take places too."""
-        whole = getattr(inner(self.model).config, "max_position_embeddings", None) or 2**31
-        adapters = getattr(self.model, "peft_config", {}).values()
-        return whole - sum(getattr(how, "num_virtual_tokens", None) or 0 for how in adapters)
-
     def parameters(self) -> tuple[int, int]:
         """Return how many numbers train, and how many there are."""
-        sizes = [(weight.numel(), weight.requires_grad) for weight in self.model.parameters()]
-        return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+        parts = (trainable(self.model), self.model.parameters())
+        trained, whole = (sum(weight.numel() for weight in part) for part in parts)
+        return trained, whole
 
     def clone(self) -> Self:
         """Return a copy that can be trained without touching this one."""
@@ -112,15 +104,9 @@ class LanguageModel:
         """Add LoRA (Hu et al. 2021) on q and v in place; nothing else trains from then on.
 
         Alpha is 4 times the rank. The defaults are those of LlamaRec's paper.
-
-        Raises:
-            ModelError: the model has no layers called q_proj and v_proj.
         """
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-        names = {name.rsplit(".", 1)[-1] for name, _ in self.model.named_modules()}
-        if not {"q_proj", "v_proj"} <= names:
-            raise ModelError(f"{self.name} has no layers q_proj and v_proj for LoRA: {LIKE_LLAMA}.")
         model = self.model
         if getattr(model, "is_loaded_in_4bit", False):
             model = prepare_model_for_kbit_training(model)
@@ -155,64 +141,88 @@ class LanguageModel:
         Raises:
             ModelError: an answer is more than one token, or two answers share one.
         """
-        if answers not in self._ids_of:
-            for answer in answers:
-                if answer not in self._token_of:
-                    self._token_of[answer] = self._single_token(answer)
-            ids = [self._token_of[answer] for answer in answers]
-            if len(set(ids)) < len(ids):
-                twice = [a for a, token in zip(answers, ids, strict=True) if ids.count(token) > 1]
-                raise ModelError(
-                    f"The answers {twice[0]} and {twice[1]} are the same token for {self.name}: "
-                    "choose a base model whose tokenizer tells them apart."
-                )
-            self._ids_of[answers] = torch.tensor(ids)
-        return self._ids_of[answers]
-
-    def _single_token(self, answer: str) -> int:
         before = self.tokenizer(self.cue)["input_ids"]
-        after = self.tokenizer(self.cue + self.gap + answer)["input_ids"]
-        if after[: len(before)] != before or len(after) != len(before) + 1:
-            raise ModelError(
-                f"The answer {answer} is not one token for {self.name}: choose another base "
-                "model, or leave this task out."
-            )
-        return after[-1]
+        for answer in answers:
+            if answer in self._token_of:
+                continue
+            after = self.tokenizer(self.cue + self.gap + answer)["input_ids"]
+            if after[:-1] != before or after[-1] in self._token_of.values():
+                raise ModelError(
+                    f"The answer {answer} is not one token of its own for {self.name}: choose "
+                    "another base model, or leave this task out."
+                )
+            self._token_of[answer] = after[-1]
+        return torch.tensor([self._token_of[answer] for answer in answers])
 
-    def fitting(self, ids: list[int]) -> list[int]:
-        """Return the tokens of a prompt as they are.
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a prompt.
 
         Raises:
-            ModelError: they are more than the model reads.
+            ModelError: they are more than the model reads; virtual tokens take places too.
         """
-        if len(ids) > self.limit:
+        ids = self.tokenizer(text)["input_ids"]
+        adapters = getattr(self.model, "peft_config", {}).values()
+        virtual = sum(getattr(how, "num_virtual_tokens", None) or 0 for how in adapters)
+        limit = getattr(inner(self.model).config, "max_position_embeddings", 2**31) - virtual
+        if len(ids) > limit:
             raise ModelError(
-                f"A prompt has {len(ids)} tokens and {self.name} reads {self.limit}: ask with a "
+                f"A prompt has {len(ids)} tokens and {self.name} reads {limit}: ask with a "
                 "shorter history or fewer examples, or choose a base model with a longer context."
             )
         return ids
 
-    def logits_of(self, rows: Sequence[list[int]]) -> Tensor:
-        """Return the logits of the token after each row of tokens, shape (batch, vocabulary).
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """Return the logits of the token after each text, shape (batch, vocabulary)."""
+        ids, mask = padded([self.tokens(text) for text in texts], self.side)
+        ends = mask.cumsum(1).argmax(1) - ids.shape[1]  # places of the last tokens, from the end
+        places = ends.unique()
+        inputs = {"input_ids": ids, "attention_mask": mask, "logits_to_keep": places}
+        if self.side == "left":
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        logits = self.model(**inputs).logits
+        return logits[torch.arange(len(ids)), torch.searchsorted(places, ends)].float()
 
-        Rows are filled up at the right, where a causal model never looks, so that a position counts
-        from the first token, with virtual tokens before it or not.
+    def scores(self, batch: Sequence[Prompt], size: int = 64) -> list[np.ndarray]:
+        """Return the log-probabilities of each prompt's answers among themselves.
+
+        ``size`` prompts of like length share a forward pass.
+        """
+        self.model.eval()
+        order = sorted(range(len(batch)), key=lambda i: len(batch[i].text))
+        rows: list[np.ndarray] = [np.empty(0)] * len(batch)
+        with torch.no_grad():
+            for start in range(0, len(order), size):
+                part = order[start : start + size]
+                logits = self.logits([batch[i].text for i in part]).cpu().double()
+                for i, row in zip(part, logits, strict=True):
+                    rows[i] = log_softmax(row[self.answer_ids(batch[i].answers)], 0).numpy()
+        return rows
+
+    def loss(self, batch: Sequence[Prompt], among: str = "answers") -> Tensor:
+        """Return the mean cross-entropy of the right answers.
+
+        ``among`` the ``answers`` of the prompt (a ranking loss where they are candidates), or
+        ``all`` tokens, as for a text-to-text model.
 
         Raises:
-            ModelError: a row is longer than the model can read, or memory runs out.
+            ModelError: a prompt has no answer.
         """
-        lengths = torch.tensor([len(self.fitting(row)) for row in rows])
-        width = int(lengths.max())
-        ids, mask = padded(rows)
-        kept = width - int(lengths.min()) + 1
-        with memory_explained(ADVICE):
-            logits = self.model(
-                input_ids=ids.to(self.device),
-                attention_mask=mask.to(self.device),
-                logits_to_keep=kept,
-            ).logits
-        last = (lengths - 1 - (width - kept)).to(self.device)
-        return logits[torch.arange(len(rows), device=self.device), last].float()
+        losses = []
+        for prompt, row in zip(batch, self.logits([p.text for p in batch]), strict=True):
+            if prompt.label is None:
+                raise ModelError("A prompt has no answer: training needs one.")
+            ids = self.answer_ids(prompt.answers).to(row.device)
+            if among == "answers":
+                losses.append(-log_softmax(row[ids], 0)[prompt.label])
+            else:
+                losses.append(-log_softmax(row, 0)[ids[prompt.label]])
+        return torch.stack(losses).mean()
+
+    def answer_loss(self, batch: Sequence[Prompt]) -> float:
+        """Return the mean loss of the right answers among the answers; NaN for no prompt."""
+        losses = [-row[p.label] for row, p in zip(self.scores(batch), batch, strict=True)]
+        return float(np.mean(losses)) if losses else float("nan")
 
 
 def inner(model: Any) -> Any:
@@ -247,9 +257,6 @@ def dropped_out(model: Any, share: float) -> Iterator[None]:
     """Add dropout after the embedding and each block's two parts, which Llama has not.
 
     It acts in training mode only, and is taken away at the end of the ``with`` block.
-
-    Raises:
-        ModelError: the model is not built like Llama.
     """
 
     def hook(module: nn.Module, _: Any, out: Any) -> Any:
@@ -257,15 +264,9 @@ def dropped_out(model: Any, share: float) -> Iterator[None]:
             return (dropout(out[0], share, module.training), *out[1:])
         return dropout(out, share, module.training)
 
-    try:
-        core = inner(model).model
-        parts = [core.embed_tokens]
-        parts += [part for block in core.layers for part in (block.self_attn, block.mlp)]
-    except AttributeError:
-        raise ModelError(
-            f"{type(inner(model)).__name__} has no embed_tokens, self_attn and mlp to add dropout "
-            f"to: {LIKE_LLAMA}."
-        ) from None
+    core = inner(model).model
+    parts = [core.embed_tokens]
+    parts += [part for block in core.layers for part in (block.self_attn, block.mlp)]
     handles = [part.register_forward_hook(hook) for part in parts] if share else []
     try:
         yield

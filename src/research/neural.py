@@ -8,9 +8,10 @@ takes, so that the networks are judged by the protocol of notebook 06.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,38 +19,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from helpers import data
-from research import sequential
+from research import sequential, training
 from research.protocol import Protocol
-from research.sequence_models import Config, Network, softmax_loss
+from research.sequence_models import Config, Network, SoftmaxLoss
 from research.sequential import Interactions
-from research.training import (
-    ModelError,
-    fingerprint,
-    padded,
-    read_weights,
-    run_epoch,
-    save_weights,
-)
-
-# --- batches ------------------------------------------------------------------------------------
+from research.training import ModelError, fingerprint, padded, read_weights, run_epoch
 
 
 def histories(seen: Interactions) -> list[np.ndarray]:
     """Return each user's items in order of time, numbered from 1 as in :class:`Network`."""
-    ends = np.bincount(seen.row, minlength=len(seen.users)).cumsum()[:-1]
-    return np.split(seen.column + 1, ends)
+    return [history + 1 for history in seen.histories()]
 
 
 def windows(history: np.ndarray, length: int) -> list[np.ndarray]:
     """Cut a history from its end into parts of ``length`` steps, each step in exactly one part.
 
-    A step leads from an item to the next, so neighbouring parts share one item; a part has at most
-    ``length`` + 1 items.
+    A step leads from an item to the next, so neighbouring parts share one item.
     """
     starts = range(len(history) - 1, 0, -length)
     return [history[max(end - length, 0) : end + 1] for end in starts]
@@ -89,10 +80,7 @@ def loss_of(network: Network, inputs: Tensor, targets: Tensor) -> Tensor:
     wanted = targets[inputs != 0]
     if network.config.model == "bert4rec":
         states, wanted = states[wanted > 0], wanted[wanted > 0]
-    return softmax_loss(states, network.item_vectors, network.bias, wanted - 1)
-
-
-# --- scoring ------------------------------------------------------------------------------------
+    return SoftmaxLoss.apply(states, network.item_vectors, network.bias, wanted - 1)
 
 
 def next_scores(network: Network, rows: Sequence[np.ndarray], batch: int = 64) -> Tensor:
@@ -119,21 +107,14 @@ def score_matrix(network: Network, known: Interactions) -> np.ndarray:
     """Return scores of shape (n_users, n_items) for what follows each user's ``known`` items.
 
     Raises:
-        ModelError: ``known`` has another catalogue than the network, or holds an item that was
-            not in training.
+        ModelError: ``known`` has another catalogue, or holds an item that was not in training.
     """
     if not np.array_equal(known.items, network.items):
-        raise ModelError(
-            "These interactions have another catalogue than the network; index them with "
-            "Interactions.of(table, network.items)."
-        )
+        raise ModelError("The network was trained on another catalogue: pass network.items.")
     untrained = ~network.trained.cpu().numpy()[known.column]
     if untrained.any():
         movie = network.items[known.column[untrained.argmax()]]
-        raise ModelError(
-            f"movieId {movie} is in the catalogue, but no training history holds it, so the "
-            "network knows nothing of it; leave it out of the history."
-        )
+        raise ModelError(f"No training history holds movieId {movie}: leave it out.")
     return next_scores(network, histories(known)).numpy().astype(float)
 
 
@@ -144,30 +125,16 @@ def ranks_on_test(network: Network, protocol: Protocol) -> pd.DataFrame:
     return pd.DataFrame({"userId": protocol.parts.test["userId"], "rank": ranks.astype(int)})
 
 
-# --- checkpoints --------------------------------------------------------------------------------
-
-
 def save(network: Network, path: Path, **metadata: str) -> None:
     """Write the weights as safetensors with settings and catalogue fingerprint, or nothing."""
-    facts = {
-        "config": json.dumps(asdict(network.config)),
-        "catalogue": fingerprint(network.items),
-        "catalogue_size": str(len(network.items)),
-        **metadata,
-    }
-    save_weights(network.state_dict(), path, facts)
+    config = json.dumps(asdict(network.config))
+    facts = {"config": config, "catalogue": fingerprint(network.items), **metadata}
+    training.save_weights(network.state_dict(), path, facts)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """Return what a checkpoint says of itself.
-
-    Raises:
-        ModelError: the file is missing or is no checkpoint of this module.
-    """
-    _, facts = read_weights(path)
-    if not {"config", "catalogue"} <= set(facts):
-        raise ModelError(f"{path.name} was not written by research.neural: train the model again.")
-    return facts
+    """Return what a file of weights says of itself."""
+    return read_weights(path)[1]
 
 
 def load(path: Path, items: np.ndarray, model: str | None = None) -> Network:
@@ -176,24 +143,14 @@ def load(path: Path, items: np.ndarray, model: str | None = None) -> Network:
     Raises:
         ModelError: the file is missing or damaged, or belongs to another catalogue or model.
     """
-    facts = metadata_of(path)
-    config = Config(**json.loads(facts["config"]))
-    if model not in (None, config.model):
-        raise ModelError(
-            f"{path.name} holds a {config.model} model, not {model}; name another file."
-        )
-    if facts["catalogue"] != fingerprint(items):
-        raise ModelError(
-            f"{path.name} was trained on another catalogue ({facts.get('catalogue_size')} movies; "
-            f"here there are {len(items)}); train the model again on these data."
-        )
+    weights, facts = read_weights(path)
+    config = Config(**json.loads(facts.get("config", "{}")))
+    if facts.get("catalogue") != fingerprint(items) or model not in (None, config.model):
+        raise ModelError(f"{path.name} is of another catalogue or model: train the model again.")
     with torch.random.fork_rng():  # the first weights are drawn, then overwritten
         network = Network(config, items)
-    network.load_state_dict(read_weights(path)[0])
+    network.load_state_dict(weights)
     return network.eval()
-
-
-# --- training -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -226,27 +183,24 @@ def train(
 ) -> Trained:
     """Train on ``seen``, keep the epoch with the best Recall@10 on ``validation`` in ``path``.
 
-    ``validation`` holds ``userId, movieId``, one row per user: the item after the user's last in
-    ``seen``. After each epoch the state goes to ``path`` with the suffix ``.state``; called again
-    after an interruption, training goes on there and ends with the same weights. A finished
-    training of the same settings and data is loaded, not repeated. The number of threads decides
-    the last bits. ``start``, of shape (n_items, dim), are item embeddings to begin with
-    (:func:`start_from`).
+    ``validation`` holds ``userId, movieId``, one row per user. After each epoch the state goes to
+    ``path`` with the suffix ``.state``; an interrupted training goes on there and ends with the
+    same weights, and a finished one is loaded. ``start``, of shape (n_items, dim), are item
+    embeddings to begin with (:func:`start_from`).
 
     Raises:
         ModelError: ``path`` belongs to another training, or no history has two items.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    training = fingerprint(seen.items, seen.users, seen.row, seen.column)
+    trained_on = fingerprint(seen.items, seen.users, seen.row, seen.column)
     if start is not None:
-        training += " from " + fingerprint(np.rint(start * 1e4))
-    facts = {"command": command, "training": training}
+        trained_on += " from " + fingerprint(np.rint(start * 1e4))
+    facts = {"config": json.dumps(asdict(config)), "training": trained_on}
     state_path = path.with_suffix(".state")
-    if path.is_file() and not state_path.is_file():
-        kept = metadata_of(path)
-        _check_same(path, kept, config, training)
-        if "finished" in kept:  # else it was killed in its first epoch
-            return Trained(load(path, seen.items), json.loads(kept["history"]))
+    if path.is_file():
+        finished = metadata_of(path)
+        _check_same(path, finished, facts)
+        return Trained(load(path, seen.items), json.loads(finished["history"]))
     parts = [part for row in histories(seen) for part in windows(row, config.length)]
     if not parts:
         raise ModelError("No history has two items, so there is nothing to learn from.")
@@ -265,27 +219,34 @@ def train(
         )
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         judged: Any = average.module
-        live = {"network": network, "average": average, "optimizer": optimizer}
-        history = _resume(state_path, live, config, training)
+        best = copy.deepcopy(network)
+        live = {"network": network, "average": average, "optimizer": optimizer, "best": best}
+        history = []
+        if state_path.is_file():  # of an interrupted training
+            state = torch.load(state_path, map_location=where, weights_only=True)
+            _check_same(state_path, state, facts)
+            for name, part in live.items():
+                part.load_state_dict(state[name])
+            history = state["history"]
         with tqdm(desc=config.model, unit="epoch", initial=len(history)) as bar:
             while not _over(history, config):
                 losses = epoch_losses(network, parts, len(history))
                 loss = run_epoch(
                     network, optimizer, losses, 5.0, lambda: average.update_parameters(network)
                 )
-                scores = score_matrix(judged, seen)
-                ranks = sequential.target_ranks(scores, seen, validation)
+                ranks = sequential.target_ranks(score_matrix(judged, seen), seen, validation)
                 history.append(float((ranks <= 10).mean()))
                 if history[-1] > max(history[:-1], default=-1.0):
-                    save(judged, path, **facts, history=json.dumps(history))
-                _save_state(state_path, live, config, training, history)
+                    best.load_state_dict(judged.state_dict())
+                state = {name: part.state_dict() for name, part in live.items()}
+                with data.replacing(state_path) as fresh:
+                    torch.save({**state, **facts, "history": history}, fresh)
                 _give_back_memory()
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", recall=f"{history[-1]:.4f}")
-    best = load(path, seen.items)
-    save(best, path, **facts, history=json.dumps(history), finished="yes")
+    save(best, path, command=command, training=trained_on, history=json.dumps(history))
     state_path.unlink()
-    return Trained(best, history)
+    return Trained(load(path, seen.items), history)
 
 
 def epoch_losses(network: Network, parts: Sequence[np.ndarray], epoch: int) -> Iterator[Tensor]:
@@ -296,14 +257,12 @@ def epoch_losses(network: Network, parts: Sequence[np.ndarray], epoch: int) -> I
 
 
 def _over(history: Sequence[float], config: Config) -> bool:
-    if not history:
-        return False
-    since = len(history) - 1 - int(np.argmax(history))
+    since = len(history) - 1 - int(np.argmax(history)) if history else 0
     return len(history) >= config.epochs or since >= config.patience
 
 
-def _check_same(path: Path, kept: dict[str, Any], config: Config, training: str) -> None:
-    if json.loads(kept["config"]) != asdict(config) or kept.get("training") != training:
+def _check_same(path: Path, kept: Mapping[str, Any], facts: dict[str, str]) -> None:
+    if any(kept.get(name) != value for name, value in facts.items()):
         raise ModelError(
             f"{path.name} belongs to a training with other settings or data; delete it or give "
             "another path."
@@ -316,39 +275,11 @@ def _give_back_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _save_state(
-    path: Path, live: dict[str, Any], config: Config, training: str, history: list[float]
-) -> None:
-    state = {name: part.state_dict() for name, part in live.items()}
-    state |= {"config": json.dumps(asdict(config)), "training": training, "history": history}
-    with data.replacing(path) as fresh:
-        torch.save(state, fresh)
-
-
-def _resume(path: Path, live: dict[str, Any], config: Config, training: str) -> list[float]:
-    """Load the state of an interrupted training, if there is one, and return its history."""
-    if not path.is_file():
-        return []
-    state = torch.load(path, map_location=live["network"].bias.device, weights_only=True)
-    _check_same(path, state, config, training)
-    for name, part in live.items():
-        part.load_state_dict(state[name])
-    return state["history"]
-
-
 def start_from(vectors: np.ndarray, dim: int, spread: float = 0.02) -> np.ndarray:
     """Return item vectors as embeddings to start from, shape (n_items, dim).
 
     The first ``dim`` principal components of ``vectors``, scaled so that the standard deviation
     over all entries is ``spread``, that of the random start.
-
-    Raises:
-        ModelError: ``vectors`` has fewer than ``dim`` columns or rows.
     """
-    centred = np.asarray(vectors, dtype=float) - np.mean(vectors, axis=0)
-    if min(centred.shape) < dim:
-        raise ModelError(f"{centred.shape} vectors do not have {dim} principal components.")
-    left, values, right = np.linalg.svd(centred, full_matrices=False)
-    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
-    components = (left * values * signs)[:, :dim]
+    components = PCA(dim, svd_solver="full").fit_transform(np.asarray(vectors, dtype=float))
     return components / components.std() * spread

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from helpers import data, prompts, ranking
 from research import sequential
+from research.language_model import Prompt
 from research.protocol import Protocol, Stage, candidate_lists
 
 TASKS = ("rank", "next", "rate", "like")
@@ -32,9 +32,9 @@ STEPS = 20
 class Question:
     """One question about one user: what a prompt is made of, and the answer where it is known.
 
-    ``history`` holds titles, oldest first, and ``stars`` the ratings of the same movies. ``item``
-    is the movie asked about (``rate``, ``like``), ``candidates`` are the titles to choose from
-    (``rank``). ``truth`` is a title (``rank``, ``next``) or the stars (``rate``, ``like``).
+    ``history`` holds titles, oldest first, and ``stars`` their ratings. ``item`` is the movie asked
+    about (``rate``, ``like``), ``candidates`` are titles to choose from (``rank``), ``truth`` is a
+    title (``rank``, ``next``) or the stars (``rate``, ``like``).
     """
 
     task: str
@@ -43,15 +43,6 @@ class Question:
     truth: str | None = None
     item: str | None = None
     candidates: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text, the answers to compare, each one token after it, and the place of the right one."""
-
-    text: str
-    answers: tuple[str, ...]
-    label: int | None = None
 
 
 WORDS = {
@@ -77,30 +68,28 @@ def _history(question: Question) -> str:
     return " ".join([RATED, *pairs])
 
 
+def _answers(question: Question, titles: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """Return the answers to compare and the right one; without words, like is asked in stars."""
+    if question.task in ("rate", "like"):
+        return STARS, question.truth
+    truth = None if question.truth is None else wrap(question.truth)
+    names = titles if question.task == "next" else map(wrap, question.candidates)
+    return tuple(names), truth
+
+
 def instruction(question: Question, titles: Sequence[str] = (), *, letters: bool = False) -> Prompt:
     """Return the prompt with an instruction.
 
     ``titles`` is the whole catalogue, the answers of ``next``. With ``letters`` candidates are
     answered by letter (notebook 07), for models to which a title is many tokens.
-
-    Raises:
-        ValueError: the task is unknown.
     """
-    if question.task not in TASKS:
-        raise ValueError(f"The task is {question.task!r}; choose one of {', '.join(TASKS)}.")
-    shown = [wrap(title) for title in question.candidates]
-    answers: tuple[str, ...] = tuple(shown)
-    words = WORDS[question.task]
-    truth: str | None = None if question.truth is None else wrap(question.truth)
+    answers, truth = _answers(question, titles)
+    words, shown = WORDS[question.task], [wrap(title) for title in question.candidates]
     if question.task == "rank" and letters:
         names = ranking.letters(len(shown))
         shown = [f"({a}) {b}" for a, b in zip(names, shown, strict=True)]
         truth = names[answers.index(truth)] if truth in answers else None
         answers, words = tuple(names), LETTERS
-    elif question.task == "next":
-        answers = tuple(titles)
-    elif question.task == "rate":
-        answers, truth = STARS, question.truth
     elif question.task == "like":
         answers = ("yes", "no")
         truth = None if question.truth is None else answers[float(question.truth) < LIKED]
@@ -111,35 +100,20 @@ def instruction(question: Question, titles: Sequence[str] = (), *, letters: bool
 
 
 def document(question: Question, titles: Sequence[str] = ()) -> Prompt:
-    """Return the prompt without an instruction: a document of the kind the base model has read.
+    """Return the prompt as a document that breaks off where the answer would stand.
 
-    The document breaks off where the answer would stand. Candidates are not shown, only compared.
-    ``like`` has no answer of its own in a document: compare the stars instead (``rate``).
+    Candidates are not shown, only compared; ``like`` compares the stars, as ``rate`` does.
     """
-    answers = tuple(wrap(title) for title in question.candidates)
-    truth = None if question.truth is None else wrap(question.truth)
-    text = _history(question)
-    if question.task == "next":
-        answers = tuple(titles)
-    elif question.task in ("rate", "like"):
-        answers, truth = STARS, question.truth
-        text += " " + wrap(question.item or "")
+    answers, truth = _answers(question, titles)
+    text = _history(question) + ("" if question.item is None else " " + wrap(question.item))
     return Prompt(text, answers, answers.index(truth) if truth in answers else None)
 
 
 def with_examples(question: Question, examples: Sequence[Question], **options: Any) -> Prompt:
-    """Return the instruction prompt with answered ``examples`` before it (in-context learning).
-
-    Raises:
-        ValueError: an example has no answer.
-    """
-    parts = []
-    for example in examples:
-        shown = instruction(example, **options)
-        if shown.label is None:
-            raise ValueError("An example has no answer; take it from training data.")
-        parts.append(f"{shown.text} {shown.answers[shown.label]}")
+    """Return the instruction prompt with answered ``examples`` before it (in-context learning)."""
     prompt = instruction(question, **options)
+    shown = [instruction(example, **options) for example in examples]
+    parts = [f"{each.text} {each.answers[each.label]}" for each in shown if each.label is not None]
     return replace(prompt, text=" ".join([*parts, prompt.text]))
 
 
@@ -163,16 +137,12 @@ def forms(course: Course, letters: bool = False) -> tuple[Form, Form]:
     return lambda q: instruction(q, titles, letters=letters), lambda q: document(q, titles)
 
 
-# --- data -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Course:
-    """All questions on one data set. Each part maps a task to its questions.
+    """All questions on one data set, by task (``validation`` and ``test`` also by user).
 
     ``early`` is what the base model reads: training histories without their last ``STEPS`` items,
-    about which ``train`` asks. ``validation`` and ``test`` ask about the two items set apart by
-    leave-one-out, keyed by user. Only users whose item was retrieved have a ``rank`` question.
+    about which ``train`` asks. Only users whose item was retrieved have a ``rank`` question.
     """
 
     protocol: Protocol
@@ -195,16 +165,14 @@ class Course:
         protocol = Protocol.of(data.load_pandas(dataset, "ratings"))
         movies = data.load_pandas(dataset, "movies").set_index("movieId").loc[protocol.items]
         twice = movies["title"].duplicated(keep=False)
-        names = movies["title"].where(
-            ~twice, movies["title"] + " [" + movies.index.astype(str) + "]"
-        )
+        names = movies["title"].mask(twice, movies["title"] + " [" + movies.index.astype(str) + "]")
         titles = {int(item): str(name) for item, name in names.items()}
         genres = {
             int(item): () if text.startswith("(") else tuple(text.split("|"))
             for item, text in movies["genres"].items()
         }
         rows = protocol.parts.train
-        late = rows.groupby("userId").cumcount(ascending=False) < steps
+        early = rows.loc[rows.groupby("userId").cumcount(ascending=False) >= steps]
         train: dict[str, list[Question]] = {task: [] for task in TASKS}
         train_users: dict[str, list[int]] = {task: [] for task in TASKS}
         pairs = sequential.steps_back(rows, protocol.items, steps)
@@ -217,7 +185,6 @@ class Course:
         validation, test = (
             _questions(stage, whole, titles) for stage in (protocol.validation, protocol.test)
         )
-        early = rows.loc[~late]
         return cls(protocol, titles, genres, early, train, train_users, validation, test)
 
 
@@ -228,23 +195,17 @@ def _questions(
     seen, lists, target = stage
     columns = (rows["userId"], rows["movieId"], rows["rating"])
     stars = {(u, m): f"{max(r, 0.5):.1f}" for u, m, r in zip(*columns, strict=True)}
-    watched = dict(zip(seen.users.tolist(), np.split(seen.items[seen.column],
-                       np.bincount(seen.row).cumsum()[:-1]), strict=True))  # fmt: skip
+    watched = dict(zip(seen.users.tolist(), seen.histories(), strict=True))
     pools = {user: ids.tolist() for user, ids in lists.groupby("userId")["movieId"]}
     questions: dict[str, dict[int, Question]] = {task: {} for task in TASKS}
     for user, movie in zip(target["userId"].tolist(), target["movieId"].tolist(), strict=True):
-        last = watched[user][-HISTORY:].tolist()
-        base = Question(
-            "next",
-            tuple(titles[item] for item in last),
-            tuple(stars[user, item] for item in last),
-            titles[movie],
-        )
+        last = seen.items[watched[user][-HISTORY:]].tolist()
+        names = tuple(titles[item] for item in last)
+        base = Question("next", names, tuple(stars[user, item] for item in last), titles[movie])
         questions["next"][user] = base
+        rated = replace(base, item=titles[movie], truth=stars[user, movie])
         for task in ("rate", "like"):
-            questions[task][user] = replace(
-                base, task=task, item=titles[movie], truth=stars[user, movie]
-            )
+            questions[task][user] = replace(rated, task=task)
         pool = prompts.shuffled(pools.get(user, []), seed + user)
         if movie in pool:
             names = tuple(titles[int(item)] for item in pool)

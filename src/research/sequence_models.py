@@ -1,8 +1,7 @@
 """The networks of notebook 07 that guess the next item: LRURec, SASRec, NARM and BERT4Rec.
 
-Each turns histories into scores for every item; :mod:`research.neural` trains them. All four have
-the full softmax as loss, which the first SASRec had not (Klenitskiy and Vasilev 2023 show that it
-gains by it).
+Each turns histories into scores for every item; :mod:`research.neural` trains them, all with the
+full softmax as loss, by which SASRec gains (Klenitskiy and Vasilev 2023).
 
 References: Yue et al. 2023, "Linear recurrent units for sequential recommendation" (LRURec);
 Orvieto et al. 2023, "Resurrecting recurrent neural networks for long sequences" (the unit itself);
@@ -30,10 +29,9 @@ MODELS = ("lrurec", "sasrec", "narm", "bert4rec")
 class Config:
     """Everything that decides a trained model, apart from the data; :meth:`of` builds it.
 
-    ``length`` is the longest history read, in items; ``heads`` is for the two Transformers and
-    ``mask_share`` for BERT4Rec. What is judged and kept is a running mean of the weights, to which
-    a step adds 1 - ``average`` (Polyak and Juditsky 1992; 0 keeps the last weights alone). Training
-    stops when validation Recall@10 has not risen for ``patience`` epochs.
+    ``length`` is the longest history read, in items. What is judged and kept is a running mean of
+    the weights, to which a step adds 1 - ``average`` (Polyak and Juditsky 1992). Training stops
+    when validation Recall@10 has not risen for ``patience`` epochs.
     """
 
     model: str = "lrurec"
@@ -62,20 +60,16 @@ class Config:
         return replace(cls(model=model, **CHOSEN.get(model, {})), **changes)
 
 
-# How these were chosen, on validation Recall@10 of ml-latest-small, seed 0. LRURec: learning rate
-# 1e-3 or 2e-3 with a running mean, dropout 0.5 from the authors' tuned run (one run with other
-# settings had been tested before). The others: learning rate 1e-3 or 2e-3, dropout 0.2 or 0.5,
-# length 50 or 200, running mean 0 or 0.995, not all combined, patience 5, and none tested before;
-# data/results/07_tuning.csv has every finished trial. One layer is NARM's own, and was not tuned.
+# Chosen on validation Recall@10 of ml-latest-small, seed 0; data/results/07_tuning.csv has every
+# finished trial. LRURec: learning rate 1e-3 or 2e-3, dropout 0.5 from the authors' tuned run. The
+# others: learning rate 1e-3 or 2e-3, dropout 0.2 or 0.5, length 50 or 200, running mean 0 or 0.995.
+# One layer is NARM's own, and was not tuned.
 CHOSEN: dict[str, dict[str, Any]] = {
     "lrurec": {"learning_rate": 2e-3},
     "sasrec": {"learning_rate": 2e-3, "dropout": 0.2, "length": 50, "average": 0.0},
     "narm": {"blocks": 1, "learning_rate": 2e-3, "dropout": 0.2, "length": 50, "average": 0.0},
     "bert4rec": {"learning_rate": 2e-3, "length": 50},
 }
-
-
-# --- the linear recurrence ----------------------------------------------------------------------
 
 
 def sequential_scan(decay: Tensor, x: Tensor) -> Tensor:
@@ -100,9 +94,9 @@ def _scan_in_place(decay: Tensor, h: Tensor) -> Tensor:
         whole = length // (2 * half) * 2 * half
         blocks = h[:, :whole].unflatten(1, (-1, 2 * half))
         blocks[:, :, half:] += powers * blocks[:, :, half - 1 : half]
-        rest = length - whole - half
-        if rest > 0:
-            h[:, whole + half :] += powers[:rest] * h[:, whole + half - 1 : whole + half]
+        left = length - whole - half
+        if left > 0:
+            h[:, whole + half :] += powers[:left] * h[:, whole + half - 1 : whole + half]
         powers = torch.cat([powers, powers * powers[-1]])
         half *= 2
     return h
@@ -130,16 +124,12 @@ def parallel_scan(decay: Tensor, x: Tensor) -> Tensor:
     return _Scan.apply(decay, x)
 
 
-# --- layers -------------------------------------------------------------------------------------
-
-
 @dataclass
 class Layout:
     """Where the real positions of a padded batch stand.
 
-    Networks work on packed positions of shape (n_real, dim), so that padding costs nothing and
-    changes nothing; :meth:`spread` gives the (n_sequences, width, dim) array that a recurrence or
-    attention needs, every sequence beginning at place 0.
+    Networks work on packed positions of shape (n_real, dim), so that padding costs and changes
+    nothing; :meth:`spread` gives the array that a recurrence or attention needs.
     """
 
     lengths: Tensor
@@ -203,8 +193,7 @@ class LinearRecurrentUnit(nn.Module):
     ``decay`` starts on a ring of the complex plane, with modulus between ``inner`` and ``outer``;
     its logarithm is learned so that the modulus stays below 1. ``gamma`` begins at
     sqrt(1 - |decay|^2), which keeps the states' size independent of the modulus. The complex
-    matrices before and after are written as real ones of twice the width; only the real part goes
-    out.
+    matrices before and after are real ones of twice the width.
     """
 
     def __init__(self, dim: int, inner: float = 0.8, outer: float = 0.99) -> None:
@@ -262,9 +251,8 @@ class RecurrentBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """A Transformer block, causal for SASRec and looking both ways for BERT4Rec.
 
-    Normalised before each part (Kang and McAuley 2018, section 3.3). Unlike the originals it drops
-    no attention weights; BERT4Rec's own blocks normalise after each part, and it projects once more
-    before the scores (Sun et al. 2019, 3.3 to 3.5).
+    Normalised before each part (Kang and McAuley 2018, section 3.3); BERT4Rec's own blocks
+    normalise after each part. Unlike the originals it drops no attention weights.
     """
 
     def __init__(self, config: Config) -> None:
@@ -296,8 +284,8 @@ class AttentionBlock(nn.Module):
 class NarmBlock(nn.Module):
     """NARM: a GRU, and attention of each state over the ones before it (Li et al. 2017, 3.4).
 
-    Both are joined and brought back to ``dim`` by the matrix of the bilinear decoder. The original
-    reads one prefix at a time; this reads all prefixes of a sequence at once.
+    Both are joined and brought back to ``dim`` by the matrix of the bilinear decoder. All prefixes
+    of a sequence are read at once.
     """
 
     def __init__(self, config: Config) -> None:
@@ -314,16 +302,9 @@ class NarmBlock(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map packed (n_real, dim) to the same shape."""
         states = layout.pack(self.recurrence(layout.spread(x))[0])
-        sizes = layout.lengths.tolist()
-        local = [
-            self._attend(now, before, own)
-            for now, before, own in zip(
-                self.now(states).split(sizes),
-                self.before(states).split(sizes),
-                states.split(sizes),
-                strict=True,
-            )
-        ]
+        parts = (self.now(states), self.before(states), states)
+        sequences = zip(*(part.split(layout.lengths.tolist()) for part in parts), strict=True)
+        local = [self._attend(*sequence) for sequence in sequences]
         return self.decode(self.drop(torch.cat([states, torch.cat(local)], 1)))
 
     def _attend(self, now: Tensor, before: Tensor, states: Tensor) -> Tensor:
@@ -333,12 +314,10 @@ class NarmBlock(nn.Module):
 
 
 class Network(nn.Module):
-    """Items in, scores for the next item out.
+    """Items in, scores for the next item out; the same embeddings read and score.
 
-    A batch is an integer array of shape (n_sequences, padded length): 0 is padding, on either side,
-    and 1 to n_items are the items of ``items`` in order; BERT4Rec also knows n_items + 1, the mask.
-    Item embeddings are tied: the same matrix reads and scores, with one bias per item. ``trained``
-    says which items had a training interaction.
+    A batch has shape (n_sequences, padded length): 0 is padding, on either side, 1 to n_items are
+    the items in order, n_items + 1 is BERT4Rec's mask. ``trained``: items with an interaction.
     """
 
     trained: Tensor
@@ -398,21 +377,20 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-SOFTMAX_ROWS = 256
+class SoftmaxLoss(torch.autograd.Function):
+    """The mean of ``F.cross_entropy(states @ vectors.T + bias, targets)``, in blocks of 256 rows.
 
-
-class _SoftmaxLoss(torch.autograd.Function):
-    """Mean cross-entropy over all items, in blocks of rows small enough for the cache.
-
-    The gradient is found on the way forward; the (n, n_items) matrix never exists as a whole.
+    The gradient is found on the way forward; the (n, n_items) matrix, half a gigabyte, never exists
+    as a whole.
     """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss, and keep its gradients."""
         n, total = len(states), states.new_zeros(())
         grads = torch.empty_like(states), torch.zeros_like(vectors), torch.zeros_like(bias)
-        for start in range(0, n, SOFTMAX_ROWS):
-            rows = slice(start, start + SOFTMAX_ROWS)
+        for start in range(0, n, 256):
+            rows = slice(start, start + 256)
             block, wanted = states[rows], targets[rows, None]
             scores = torch.addmm(bias, block, vectors.T)
             scores -= scores.amax(1, keepdim=True)
@@ -428,13 +406,5 @@ class _SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients kept."""
         return *(grads[0] * part for part in ctx.saved_tensors), None
-
-
-def softmax_loss(states: Tensor, vectors: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of ``targets``, shape (n,), under a softmax over all items.
-
-    The same number as ``F.cross_entropy(states @ vectors.T + bias, targets)``, in less time and
-    memory.
-    """
-    return _SoftmaxLoss.apply(states, vectors, bias, targets)

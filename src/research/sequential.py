@@ -1,11 +1,9 @@
 """Next-item retrievers made of counting and one matrix inverse, under the leave-one-out protocol.
 
 Each function turns :class:`Interactions` into a score matrix of shape (n_users, n_items), and
-:func:`top_lists` turns that into lists. They are the strong simple rows that notebook 06 puts
-beside ALS and the LLM. References: Sarwar et al. 2001 (item neighbours); Steck 2019,
-"Embarrassingly shallow autoencoders for sparse data" (EASE); Garg et al. 2019 (recency in session
-neighbours); Ferrari Dacrema et al. 2019, on simple methods that published ones must be compared
-with.
+:func:`top_lists` turns that into lists: the strong simple rows beside ALS and the LLM. References:
+Sarwar et al. 2001 (item neighbours); Steck 2019 (EASE); Garg et al. 2019 (recency in session
+neighbours); Ferrari Dacrema et al. 2019 (why published methods need simple ones beside them).
 """
 
 from __future__ import annotations
@@ -27,9 +25,8 @@ from helpers.als import Factors
 class Interactions:
     """Who interacted with what, in order, as arrays of positions.
 
-    ``users`` and ``items`` are sorted ids of shape (n_users,) and (n_items,). ``row`` and
-    ``column``, of shape (n_interactions,), point into them, sorted by user and then by time.
-    ``age`` is the number of interactions of the same user that came later: 0 is the last one.
+    ``users`` and ``items`` are sorted ids; ``row`` and ``column``, of shape (n_interactions,),
+    point into them, sorted by user and then by time. ``age`` counts the same user's later ones.
     """
 
     users: np.ndarray
@@ -42,8 +39,7 @@ class Interactions:
     def of(cls, ordered: pd.DataFrame, items: np.ndarray | None = None) -> Interactions:
         """Index a table with ``userId`` and ``movieId`` whose rows stand in order of time.
 
-        Only the order within a user counts. ``items`` is the catalogue (default: the items that
-        occur), so that two tables can share one numbering.
+        ``items`` is the catalogue (default: the items that occur), for tables that share one.
 
         Raises:
             ValueError: the table is empty, or holds an item that is not in ``items``.
@@ -53,8 +49,8 @@ class Interactions:
         table = ordered.sort_values("userId", kind="stable")
         users, row = np.unique(table["userId"].to_numpy(), return_inverse=True)
         items = np.unique(table["movieId"].to_numpy() if items is None else items)
-        column = np.searchsorted(items, table["movieId"].to_numpy()).clip(max=len(items) - 1)
-        if (items[column] != table["movieId"].to_numpy()).any():
+        column = pd.Index(items).get_indexer(table["movieId"])
+        if (column < 0).any():
             raise ValueError("An interaction's movieId is not in the catalogue given.")
         age = np.bincount(row).cumsum()[row] - 1 - np.arange(len(row))
         return cls(users, items, row, column, age)
@@ -63,6 +59,10 @@ class Interactions:
     def counts(self) -> np.ndarray:
         """Interactions per item, shape (n_items,)."""
         return np.bincount(self.column, minlength=len(self.items)).astype(float)
+
+    def histories(self) -> list[np.ndarray]:
+        """Return each user's positions in ``items``, in order of time."""
+        return np.split(self.column, np.bincount(self.row).cumsum()[:-1])
 
     def matrix(self, weights: np.ndarray | None = None) -> sparse.csr_array:
         """Return the (n_users, n_items) matrix with ``weights`` (default 1) per interaction."""
@@ -82,18 +82,12 @@ def popularity(seen: Interactions) -> np.ndarray:
 
 
 def factor_scores(factors: Factors, seen: Interactions, min_support: int = 0) -> np.ndarray:
-    """Score by the factors of an ALS model, minus infinity where it has none.
-
-    ``min_support`` also excludes items with fewer interactions.
-    """
-    scores = np.full((len(seen.users), len(seen.items)), -np.inf)
-    users = np.searchsorted(seen.users, factors.users)
-    items = np.searchsorted(seen.items, factors.movies)
-    if (seen.users[users.clip(max=len(seen.users) - 1)] != factors.users).any() or (
-        seen.items[items.clip(max=len(seen.items) - 1)] != factors.movies
-    ).any():
-        raise ValueError("The model knows a user or an item that the interactions do not.")
-    scores[np.ix_(users, items)] = factors.user_factors @ factors.movie_factors.T
+    """Score by ALS factors; minus infinity without them or below ``min_support`` interactions."""
+    table = pd.DataFrame(
+        factors.user_factors @ factors.movie_factors.T, factors.users, factors.movies
+    )
+    table = table.reindex(index=seen.users, columns=seen.items, fill_value=-np.inf)
+    scores = table.to_numpy(copy=True)
     scores[:, seen.counts < min_support] = -np.inf
     return scores
 
@@ -116,15 +110,9 @@ def item_knn(seen: Interactions, *, neighbours: int = 100, shrinkage: float = 50
 def ease_weights(seen: Interactions, reg: float = 300.0) -> np.ndarray:
     """Return EASE's item-item weights B, shape (n_items, n_items), with zeros on the diagonal.
 
-    B = -P / diag(P) with P = (X'X + reg I)^-1 (Steck 2019, equation 8), where X is binary. With
-    fewer users than items P comes from the smaller matrix of users, by the identity of Woodbury
-    1950: P = (I - X'(XX' + reg I)^-1 X) / reg.
-
-    Raises:
-        ValueError: ``reg`` is not positive: the matrix may then have no inverse.
+    B = -P / diag(P) with P = (X'X + reg I)^-1 (Steck 2019, equation 8), X binary. With fewer users
+    than items P = (I - X'(XX' + reg I)^-1 X) / reg, from the smaller matrix (Woodbury 1950).
     """
-    if reg <= 0:
-        raise ValueError(f"reg is {reg}; it must be positive.")
     x = seen.matrix()
     if len(seen.users) < len(seen.items):
         inner = np.linalg.solve((x @ x.T).toarray() + reg * np.eye(len(seen.users)), x.toarray())
@@ -183,16 +171,16 @@ def transition_counts(seen: Interactions, how: Transitions) -> sparse.csr_array:
 def transitions(seen: Interactions, how: Transitions | None = None) -> np.ndarray:
     """Score by transition counts from each user's last items; see :class:`Transitions`."""
     how = how or Transitions()
-    return (seen.recent(how.age_decay, how.last) @ transition_counts(seen, how)).toarray()
+    scores = seen.recent(how.age_decay, how.last) @ transition_counts(seen, how)
+    return sparse.csr_array(scores).toarray()
 
 
 def blend(parts: Sequence[tuple[float, np.ndarray]], floor: float = 0.01) -> np.ndarray:
     """Return the logarithm of the weighted geometric mean of score matrices.
 
-    Each user's row is divided by its highest score, so that a weight means the same for scores of
-    any size. ``floor`` is added before the logarithm: an item that one part does not know at all is
-    then damped, not ruled out. Scores below zero count as zero. Mask what was seen beforehand
-    (:func:`unseen`), or the highest score is that of a seen item.
+    Each user's row is divided by its highest score; mask what was seen beforehand (:func:`unseen`).
+    ``floor`` is added before the logarithm, so that an item that one part does not know is damped,
+    not ruled out. Scores below zero count as zero.
     """
     total = np.zeros(parts[0][1].shape)
     for weight, scores in parts:
@@ -214,19 +202,13 @@ def steps_back(
 ) -> list[tuple[Interactions, pd.DataFrame]]:
     """Return what was seen and what came next, 1 to ``steps`` items before the end of ``known``.
 
-    Each is a validation set of its own; the mean over them is less noisy than the last alone. A
-    user with too short a history is left out of a step.
-
-    Raises:
-        ValueError: no user has ``steps`` + 1 interactions.
+    Each is a validation set of its own. A user with too short a history is left out of a step.
     """
     later = known.groupby("userId").cumcount(ascending=False)
     earlier = known.groupby("userId").cumcount()
     pairs = []
     for step in range(steps):
         target = known.loc[(later == step) & (earlier > 0)]
-        if target.empty:
-            raise ValueError(f"No user has {step + 2} interactions; take fewer steps.")
         seen = known.loc[(later > step) & known["userId"].isin(target["userId"])]
         pairs.append((Interactions.of(seen, items), target))
     return pairs
@@ -241,11 +223,10 @@ def coordinate_search(
 ) -> tuple[Any, pd.DataFrame]:
     """Improve one field of a data class at a time, until a round changes nothing.
 
-    Returns the best settings and a table of all that was tried, in order: a column per field and
-    ``score``. Only a strictly higher score moves a field, so the order of ``choices`` breaks ties.
-    ``progress`` names a bar that counts the settings tried.
+    Returns the best settings and a table of all that was tried: a column per field and ``score``.
+    Only a strictly higher score moves a field. ``progress`` names a bar.
     """
-    found = {start: score(start)}  # a frozen data class can be a key
+    tried = {start: score(start)}  # a frozen data class can be a key
     best = start
     with tqdm(desc=progress, unit="setting", disable=progress is None) as bar:
         for _ in range(rounds):
@@ -253,13 +234,13 @@ def coordinate_search(
             for name, values in choices.items():
                 for value in values:
                     new = replace(best, **{name: value})
-                    if new not in found:
-                        found[new] = score(new)
+                    if new not in tried:
+                        tried[new] = score(new)
                         bar.update()
-                        best = new if found[new] > found[best] else best
+                        best = new if tried[new] > tried[best] else best
             if best == before:
                 break
-    return best, pd.DataFrame([{**asdict(how), "score": value} for how, value in found.items()])
+    return best, pd.DataFrame([{**asdict(how), "score": value} for how, value in tried.items()])
 
 
 def _in_units(scores: np.ndarray, seen: Interactions) -> tuple[np.ndarray, np.ndarray]:
@@ -267,8 +248,6 @@ def _in_units(scores: np.ndarray, seen: Interactions) -> tuple[np.ndarray, np.nd
 
     The last bits of a sum, which differ between machines, then decide nothing.
     """
-    if scores.shape != (len(seen.users), len(seen.items)):
-        raise ValueError(f"scores have shape {scores.shape}, not one per user and item.")
     scores = unseen(scores, seen)
     top = np.max(np.abs(scores), axis=1, where=np.isfinite(scores), initial=0.0, keepdims=True)
     unit = np.where(top > 0, top, 1) * 1e-9
@@ -278,18 +257,15 @@ def _in_units(scores: np.ndarray, seen: Interactions) -> tuple[np.ndarray, np.nd
 def target_ranks(scores: np.ndarray, seen: Interactions, targets: pd.DataFrame) -> np.ndarray:
     """Return the rank, from 1, of each row of ``targets`` (``userId, movieId``) among unseen items.
 
-    The rank that :func:`top_lists` would give, without making lists: what a search over settings
-    needs. Infinite where the score is minus infinity.
+    The rank that :func:`top_lists` would give; infinite where the score is minus infinity.
 
     Raises:
-        ValueError: a target's user or item is unknown, or the shape of ``scores`` is wrong.
+        ValueError: a target's user or item is unknown.
     """
     rounded, _ = _in_units(scores, seen)
-    row = np.searchsorted(seen.users, targets["userId"]).clip(max=len(seen.users) - 1)
-    column = np.searchsorted(seen.items, targets["movieId"]).clip(max=len(seen.items) - 1)
-    if (seen.users[row] != targets["userId"]).any() or (
-        seen.items[column] != targets["movieId"]
-    ).any():
+    row = pd.Index(seen.users).get_indexer(targets["userId"])
+    column = pd.Index(seen.items).get_indexer(targets["movieId"])
+    if min(row.min(), column.min()) < 0:
         raise ValueError("A target's userId or movieId is not among the interactions'.")
     rows, own = rounded[row], rounded[row, column][:, None]
     earlier = np.arange(len(seen.items)) < column[:, None]
@@ -301,14 +277,8 @@ def top_lists(scores: np.ndarray, seen: Interactions, n: int = 20) -> pd.DataFra
     """Return each user's ``n`` best items without those in ``seen``, best first.
 
     Columns ``userId, rank, movieId, score``. Scores are compared at nine significant digits and
-    ties go to the lower movieId, so that the last bits of a sum decide nothing. A user with fewer
-    than ``n`` items left gets fewer. A score of minus infinity is never listed.
-
-    Raises:
-        ValueError: ``n`` is below 1, or the shape of ``scores`` is not (n_users, n_items).
+    ties go to the lower movieId. A score of minus infinity is never listed.
     """
-    if n < 1:
-        raise ValueError(f"n is {n}; ask for at least one item.")
     scores, unit = _in_units(scores, seen)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :n]
     best = np.take_along_axis(scores, order, axis=1)

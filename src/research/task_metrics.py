@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from helpers import metrics
 from research import sequential
-from research.adapting import Model
-from research.questions import LIKED, STARS, TASKS, Course, Form, Prompt
+from research.language_model import LanguageModel, Prompt
+from research.questions import LIKED, STARS, TASKS, Course, Form
 
 Score = tuple[float, float, float]
 DRAWS = 1000
@@ -34,14 +34,12 @@ def ndcg(ranks: np.ndarray, users: int, k: int = 10) -> np.ndarray:
 
 
 def task_scores(
-    model: Model, course: Course, ask: Form, tasks: Sequence[str] = TASKS
+    model: LanguageModel, course: Course, ask: Form, tasks: Sequence[str] = TASKS
 ) -> dict[str, Score]:
     """Return each task's score on the test users."""
-    scores = {}
-    for task in tasks:
-        prompts = [ask(question) for question in course.test[task].values()]
-        scores[task] = task_score(task, prompts, model.scores(prompts), course)
-    return scores
+    prompts = {task: [ask(question) for question in course.test[task].values()] for task in tasks}
+    answers = {task: model.scores(prompts[task]) for task in tasks}
+    return {task: task_score(task, prompts[task], answers[task], course) for task in tasks}
 
 
 def task_score(

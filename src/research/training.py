@@ -5,7 +5,6 @@ Needs PyTorch (``pip install -e '.[llamarec]'``), as do all modules that import 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,12 +21,11 @@ from tqdm.auto import tqdm
 
 from helpers import data
 
+NO_CLIP = math.inf
+
 
 class ModelError(ValueError):
     """A model, its weights or a setting cannot be used; the message says what to do."""
-
-
-# --- the loop -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Training:
 
     ``warm_up`` is a share of all steps; 0 keeps the rate as it is. With ``stretch`` above 1 the
     decay would end that much later, so that the last steps still move. ``clip`` bounds the norm of
-    the gradient. The paper of LlamaRec has the learning rate 1e-4, for LoRA.
+    the gradient. LlamaRec has the learning rate 1e-4, for LoRA.
     """
 
     learning_rate: float = 1e-4
@@ -59,6 +57,11 @@ class Training:
         return 0.5 * (1 + np.cos(np.pi * (done - self.warm_up) / (1 - self.warm_up)))
 
 
+def trainable(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that training may change."""
+    return [weight for weight in network.parameters() if weight.requires_grad]
+
+
 def run_epoch(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -71,12 +74,11 @@ def run_epoch(
     ``clip`` bounds the norm of the gradient; ``after_step`` is called after each step.
     """
     network.train()
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
     values = []
     for loss in losses:
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(weights, clip)
+        nn.utils.clip_grad_norm_(trainable(network), clip)
         optimizer.step()
         after_step()
         values.append(loss.item())
@@ -93,9 +95,14 @@ def fit(
     """Train what is trainable, and yield the mean loss of each epoch.
 
     ``losses_of(epoch)`` yields the loss of each of ``n_batches`` batches; ``label`` names the bar.
+
+    Raises:
+        ModelError: there is no batch.
     """
+    if n_batches == 0:
+        raise ModelError("There is nothing to train on: take a larger data set or more steps.")
     optimizer = torch.optim.AdamW(
-        [weight for weight in network.parameters() if weight.requires_grad],
+        trainable(network),
         lr=how.learning_rate,
         weight_decay=how.weight_decay,
         betas=(0.9, how.second_beta),
@@ -108,37 +115,16 @@ def fit(
     network.eval()
 
 
-NO_CLIP = math.inf
-
-
 def padded(
-    rows: Sequence[Sequence[int] | np.ndarray], value: int = 0, side: str = "right"
+    rows: Sequence[Sequence[int] | np.ndarray], side: str = "right"
 ) -> tuple[Tensor, Tensor]:
-    """Return rows of numbers as one array filled up with ``value``, and where they stand.
+    """Return rows of numbers as one array filled up with 0, and where they stand.
 
     Both have shape (n_rows, length of the longest); the second holds 1 for what is real, else 0.
     """
     parts = [torch.as_tensor(row, dtype=torch.long) for row in rows]
     real = [torch.ones_like(part) for part in parts]
-    return pad_sequence(parts, True, value, side), pad_sequence(real, True, 0, side)
-
-
-@contextlib.contextmanager
-def memory_explained(advice: str) -> Iterator[None]:
-    """Turn a device's memory error into one sentence that ends with ``advice``.
-
-    Raises:
-        ModelError: the memory of the GPU or of the machine is full.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)):
-            raise  # the second is what PyTorch says of a CPU
-        raise ModelError(f"The memory is too small or full: {advice}.") from None
-
-
-# --- files of weights -----------------------------------------------------------------------------
+    return pad_sequence(parts, True, 0, side), pad_sequence(real, True, 0, side)
 
 
 def fingerprint(*parts: np.ndarray | str) -> str:
@@ -165,13 +151,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ModelError: the file is missing, or is no safetensors file.
     """
-    if not path.is_file():
-        raise ModelError(f"{path.name} is missing: train the model first.")
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{path.name} is damaged or no safetensors file ({error}): train the model again."
+            f"{path.name} is missing or damaged ({error}): train the model first."
         ) from None

@@ -1,17 +1,15 @@
 """Ranking from one output token: the distribution of an LLM over the candidates' letters.
 
 LlamaRec (Yue et al. 2023, arXiv 2311.02089) gives every candidate an index letter and reads the
-model's probabilities for the letters, instead of letting it write a list. The prompt here has the
-same parts in our own words. This module asks an OpenAI-compatible server and needs no PyTorch;
-:mod:`research.verbalizer_torch` does the same with a model on this machine, and trains it.
+model's probabilities for the letters, instead of letting it write a list. This module asks an
+OpenAI-compatible server; :mod:`research.verbalizer_torch` has a model on this machine, and trains.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +17,6 @@ import openai
 
 from helpers import llm, ranking
 from helpers.prompts import Messages, quote
-from research import evaluation
 
 MAX_HISTORY = 20
 """Titles of the history in a prompt, as in the paper."""
@@ -49,11 +46,7 @@ CUE = "\n\nLetter:\n"
 
 
 def letter_prompt(history: Sequence[str], candidates: Sequence[str]) -> Messages:
-    """Return the prompt: instruction, the last 20 titles, candidates with index letters.
-
-    Args:
-        history: titles, oldest first; only the last :data:`MAX_HISTORY` enter.
-        candidates: titles in the order shown, at most 26; shuffle them (``prompts.shuffled``).
+    """Return the prompt: instruction, the last 20 titles of the history, candidates with letters.
 
     Raises:
         ValueError: the history is empty, or there are no candidates or more than 26.
@@ -75,11 +68,9 @@ def as_text(messages: Messages) -> str:
 
 def list_prompt(messages: Messages, n: int) -> Messages:
     """Return the same prompt asking for the whole list as JSON, for a server without logprobs."""
-    *rest, last = messages
-    rules = ALL_LETTERS.format(n=n)
-    text = last["content"]
-    text = text.removesuffix(ONE_LETTER) + (rules if text.endswith(ONE_LETTER) else f"\n\n{rules}")
-    return [*rest, {**last, "content": text}]
+    *before, last = messages
+    text = last["content"].removesuffix(ONE_LETTER) + ALL_LETTERS.format(n=n)
+    return [*before, {**last, "content": text}]
 
 
 def _check(n: int) -> None:
@@ -91,14 +82,10 @@ def _check(n: int) -> None:
 class LetterDistribution:
     """An order of the candidates and where it came from.
 
-    ``path`` is ``logprobs`` (one token), ``json`` (the list, after the first request gave no
-    letters) or ``none`` (neither; ``order`` is the given one and an evaluation counts zero).
-    ``order`` holds positions, best first. ``probabilities`` has one number per candidate, sum 1,
-    and is empty unless ``path`` is ``logprobs``. ``mass`` is the probability that the model gave to
-    all candidates' letters together before they were scaled to 1, and ``covered`` the number of
-    candidates whose letter was among the tokens returned. ``kind`` (see ``llm.ask``, or
-    ``no_letters``) and ``why`` say what was wrong with the first request, ``ok`` and empty if
-    nothing; for ``none`` they also tell of the second. ``repairs`` counts corrections to the list.
+    ``order`` holds positions, best first. ``path`` is ``logprobs`` (one token), ``json`` (the list)
+    or ``none`` (neither; an evaluation counts zero). ``probabilities``, with ``logprobs`` only, sum
+    to 1; ``mass`` is what they summed to before, over the ``covered`` letters that came back.
+    ``kind`` (see ``llm.ask``, or ``no_letters``) and ``why`` say what was wrong.
     """
 
     order: list[int]
@@ -119,59 +106,44 @@ class LetterDistribution:
 def letter_distribution(
     client: openai.OpenAI, messages: Messages, n: int, **options: Any
 ) -> LetterDistribution:
-    """Ask for one token and its alternatives, and read the distribution over the letters.
+    """Ask for one token and its alternatives, and read the distribution over ``n`` letters.
 
-    Tokens that differ in case, white space or punctuation around the letter are summed. Letters
-    that the server did not return have probability 0 and come last, in the given order; with more
-    than 20 candidates there must be some. Where the server fails, returns no logprobs or none of
-    the letters, the list is asked for as JSON, as in notebook 05. A fault of a server is never
-    raised.
-
-    Args:
-        client: see ``llm.connect``.
-        messages: see :func:`letter_prompt`.
-        n: number of candidates.
-        options: go into both requests. ``max_completion_tokens=1`` here replaces ``max_tokens=1``
-            for servers that want it, in the first request only.
+    Letters that the server did not return have probability 0 and come last, in the given order.
+    Where the server fails, returns no logprobs or none of the letters, the list is asked for as
+    JSON, as in notebook 05. A fault of a server is never raised. ``options`` go into both requests.
 
     Raises:
         ValueError: ``n`` is not between 1 and 26.
     """
     _check(n)
-    limit = {name: options.pop(name) for name in ("max_completion_tokens",) if name in options}
-    one = llm.ask(
-        client,
-        messages,
-        **options,
-        **(limit or {"max_tokens": 1}),
-        logprobs=True,
-        top_logprobs=TOP_LOGPROBS,
+    first = llm.ask(
+        client, messages, **options, max_tokens=1, logprobs=True, top_logprobs=TOP_LOGPROBS
     )
-    found = read_logprobs(one.response, n)
-    if found:
-        mass = math.fsum(found.values())
-        probabilities = tuple(found.get(place, 0.0) / mass for place in range(n))
+    shares = read_logprobs(first.response, n)
+    if shares:
+        mass = math.fsum(shares.values())
+        probabilities = tuple(shares.get(place, 0.0) / mass for place in range(n))
         order = sorted(range(n), key=lambda place: -probabilities[place])
-        return LetterDistribution(order, "logprobs", probabilities, min(mass, 1.0), len(found))
-    kind, why = one.kind, one.why
-    if one.response is not None and kind in ("ok", "truncated", "empty"):
+        return LetterDistribution(order, "logprobs", probabilities, min(mass, 1.0), len(shares))
+    kind, why = first.kind, first.why
+    if first.response is not None and kind in ("ok", "truncated", "empty"):
         kind, why = "no_letters", "the server returned no probability for any of the letters"
-    every = llm.ask(client, list_prompt(messages, n), schema=ranking.LetterRanking, **options)
-    answer = every.text if every.kind in ranking.READ else None
-    listed = ranking.read_ranking(answer, n)
+    second = llm.ask(client, list_prompt(messages, n), schema=ranking.LetterRanking, **options)
+    listed = ranking.read_ranking(second.text if second.kind in ranking.READ else None, n)
     if not listed.failed:
         repairs = listed.repairs.total
         return LetterDistribution(listed.order, "json", kind=kind, why=why, repairs=repairs)
-    second = listed.why if every.kind in ("ok", "unreadable") else every.why
-    kind = every.kind if every.kind in ("no_reply", "budget") else kind
-    return LetterDistribution(listed.order, "none", kind=kind, why=f"{why}; as JSON: {second}")
+    kind = second.kind if second.kind in ("no_reply", "budget") else kind
+    why += f"; as JSON: {second.why or listed.why}"
+    return LetterDistribution(listed.order, "none", kind=kind, why=why)
 
 
 def read_logprobs(response: Any, n: int) -> dict[int, float]:
     """Return the probability of each candidate's letter that a completion's first token names.
 
-    Positions of candidates to probabilities before scaling; empty for a response of any other
-    shape, as the SDK checks none.
+    Positions of candidates to probabilities before scaling. Tokens that differ in case, white space
+    or punctuation around the letter are summed. Empty for a response of any other shape, as the SDK
+    checks none.
     """
     try:
         first = response.choices[0].logprobs.content[0]
@@ -179,56 +151,26 @@ def read_logprobs(response: Any, n: int) -> dict[int, float]:
     except (AttributeError, IndexError, KeyError, TypeError):
         return {}
     # Some servers name the token drawn only outside the list of the likeliest.
-    if getattr(first, "token", None) not in [getattr(one, "token", None) for one in listed]:
+    if getattr(first, "token", None) not in [getattr(each, "token", None) for each in listed]:
         listed.append(first)
-    found: dict[int, float] = {}
-    for one in listed:
-        place = _place(getattr(one, "token", None), n)
-        probability = _probability(getattr(one, "logprob", None))
+    shares: dict[int, float] = {}
+    for each in listed:
+        place = _place(getattr(each, "token", None), n)
+        probability = _probability(getattr(each, "logprob", None))
         if place is not None and probability:
-            found[place] = found.get(place, 0.0) + probability
-    return found
+            shares[place] = shares.get(place, 0.0) + probability
+    return shares
 
 
 def _place(token: object, n: int) -> int | None:
     """Return the position that a token names; markers of a space count as white space."""
-    if not isinstance(token, str):
-        return None
-    match = re.fullmatch(r"[\s▁ĠĊ(\[\"'*]*([A-Za-z])[\s▁ĠĊ)\]\"'*.:,]*", token)
-    place = ord(match[1].upper()) - 65 if match else n
+    match = re.fullmatch(r"[\s▁ĠĊ(\[\"'*]*([A-Za-z])[\s▁ĠĊ)\]\"'*.:,]*", str(token))
+    place = ord(match[1].upper()) - ord("A") if match else n
     return place if place < n else None
 
 
 def _probability(logprob: object) -> float:
     """Return e to the logprob; 0 for what is no number."""
-    if isinstance(logprob, bool) or not isinstance(logprob, (int, float)) or math.isnan(logprob):
+    if not isinstance(logprob, int | float) or math.isnan(logprob):
         return 0.0
     return math.exp(min(logprob, 0.0))
-
-
-def rank_all(
-    client: openai.OpenAI,
-    requests: Mapping[int, tuple[list[int], Messages]],
-    *,
-    threads: int = 8,
-    **options: Any,
-) -> tuple[evaluation.Asked, dict[int, LetterDistribution]]:
-    """Rank for many users; ``requests`` maps users to (movieIds shown, messages).
-
-    Returns what ``evaluation.ask_all`` returns, and each user's :class:`LetterDistribution` for the
-    coverage. A user without a usable answer on either path is a failure and scores zero.
-    """
-
-    def one(user: int) -> LetterDistribution:
-        shown, messages = requests[user]
-        return letter_distribution(client, messages, len(shown), **options)
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = dict(zip(requests, pool.map(one, requests), strict=True))
-    orders = {
-        user: [requests[user][0][place] for place in got.order]
-        for user, got in found.items()
-        if not got.failed
-    }
-    failures = {user: got.kind for user, got in found.items() if got.failed}
-    return evaluation.Asked(orders, failures, sum(got.repairs for got in found.values())), found

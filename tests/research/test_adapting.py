@@ -13,7 +13,7 @@ from research import adapting as ad
 from research import questions as qs
 from research import task_metrics as tm
 from research.language_model import dropped_out, inner
-from research.training import ModelError, read_weights, save_weights
+from research.training import ModelError
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +77,6 @@ def test_a_question_never_shows_its_answer_in_the_history(course):
             assert qs.wrap(question.truth) not in qs.instruction(question).text
 
 
-def test_ratings_of_the_item_asked_about_are_not_in_the_prompt(course):
-    for question in list(course.test["rate"].values())[:50]:
-        prompt = qs.instruction(question)
-        assert question.item not in question.history
-        other = replace(question, truth="0.5" if question.truth != "0.5" else "5.0")
-        assert qs.instruction(other).text == prompt.text
-
-
 def test_the_base_model_reads_nothing_that_is_asked_later(course):
     read = set(zip(course.early.userId, course.early.movieId, strict=True))
     for part in (course.protocol.parts.validation, course.protocol.parts.test):
@@ -132,30 +124,7 @@ def test_the_prompt_with_examples_does_not_depend_on_the_answer(course):
     assert one.text.endswith("Answer with a title :")
 
 
-def test_what_cannot_be_asked_is_refused(course, base):
-    question, ask = course.train["rank"][0], qs.forms(course)[0]
-    with pytest.raises(ValueError, match="choose one of rank, next, rate, like"):
-        qs.instruction(replace(question, task="explain"))
-    with pytest.raises(ValueError, match="no answer"):
-        qs.with_examples(question, [replace(question, truth=None)])
-    with pytest.raises(ModelError, match="ask for fewer"):
-        ad.examples_for(course, "rank", 1, 10**6)
-    with pytest.raises(ModelError, match="is not one token for the small model"):
-        base.answer_ids(("two words",))
-    with pytest.raises(ModelError, match="no training question"):
-        ad.train(base.clone(), [], ask, ad.Tuning())
-
-
 # --- the model ------------------------------------------------------------------------------------
-
-
-def test_each_title_and_each_word_of_a_prompt_is_one_token(course, base):
-    question = course.test["rank"][next(iter(course.test["rank"]))]
-    ids = base.tokenizer(qs.instruction(question).text)["input_ids"]
-    words = 15  # Watched : Which one of these movies came next ? Answer with a title :
-    assert len(ids) == words + len(question.history) + len(question.candidates)
-    assert base.tokenizer.unk_token_id not in ids
-    assert len(set(base.answer_ids(course.catalogue).tolist())) == len(course.protocol.items)
 
 
 def test_scores_are_those_of_one_prompt_alone(course, base):
@@ -179,15 +148,6 @@ def test_a_ranking_loss_is_the_cross_entropy_among_candidates(course, base):
         base.loss([replace(prompt, label=None)])
 
 
-def test_trainable_parameters_are_what_peft_says(base):
-    hidden, layers = 32, 2
-    soft, adapter = base.with_soft_prompt(7), base.clone().with_lora(4)
-    assert soft.parameters()[0] == soft.model.get_nb_trainable_parameters()[0] == 7 * hidden
-    expected = layers * 2 * 4 * (hidden + hidden)
-    assert adapter.parameters()[0] == adapter.model.get_nb_trainable_parameters()[0] == expected
-    assert base.clone().parameters()[0] == base.parameters()[1]
-
-
 @pytest.mark.parametrize(
     "make", [lambda m: m.with_soft_prompt(4), lambda m: m.clone().with_lora(dropout=0.0)]
 )
@@ -208,18 +168,6 @@ def test_the_base_is_frozen_and_the_original_untouched(course, base, make):
         if a.requires_grad
     ]
     assert moved and all(moved)
-
-
-def test_a_soft_prompt_can_be_trained_to_say_yes(course, base):
-    ask = qs.forms(course)[0]
-    liked = [replace(q, truth="5.0") for q in course.train["like"][:16]]
-    model = base.with_soft_prompt(4)
-    before = model.answer_loss([ask(one) for one in liked])
-    ad.train(model, liked, ask, ad.Tuning(0.1, 50, 16))
-    after = model.answer_loss([ask(one) for one in liked])
-    # An untrained base turns only so far: to yes for every question, and no further.
-    assert after < 0.45 and before > 0.5
-    assert all(row.argmax() == 0 for row in model.scores([ask(one) for one in liked]))
 
 
 def test_training_can_be_refused_by_validation(course, base):
@@ -266,7 +214,7 @@ def test_reading_lowers_the_loss_and_two_runs_agree(course):
 
 def test_saved_weights_come_back_and_another_catalogue_is_refused(course, tmp_path):
     model, path = ad.small(course, seed=3), tmp_path / "base.safetensors"
-    with pytest.raises(ModelError, match="is missing"):
+    with pytest.raises(ModelError, match="is missing or damaged"):
         ad.load_base(course, path)
     ad.save_base(model, path, "a test")
     again = ad.load_base(course, path)
@@ -276,26 +224,6 @@ def test_saved_weights_come_back_and_another_catalogue_is_refused(course, tmp_pa
     other = replace(course, titles={**course.titles, item: "Another Title (1999)"})
     with pytest.raises(ModelError, match="another catalogue"):
         ad.load_base(other, path)
-
-
-@pytest.mark.parametrize("change", [{"model.layers.2.extra": torch.zeros(2)}, {}])
-def test_weights_with_a_tensor_too_few_or_too_many_are_refused(course, tmp_path, change):
-    path = tmp_path / "base.safetensors"
-    ad.save_base(ad.small(course, seed=3), path, "a test")
-    weights, facts = read_weights(path)
-    if not change:
-        del weights["model.layers.1.self_attn.q_proj.weight"]
-    save_weights(weights | change, path, facts)
-    with pytest.raises(RuntimeError, match=r"layers\.[12]"):
-        ad.load_base(course, path)
-
-
-def test_a_model_that_is_not_built_like_llama_is_refused():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1))
-    with pytest.raises(ModelError, match="GPT2LMHeadModel has no embed_tokens"):
-        dropped_out(model, 0.1).__enter__()
 
 
 def test_a_prompt_longer_than_the_context_is_refused(course, base):
@@ -430,7 +358,7 @@ def test_distilled_vectors_come_closer_to_the_teacher(course, base):
     liked = [replace(q, truth="5.0") for q in course.train["like"][:32]]
     ad.train(teacher, liked, ask, ad.Tuning(3e-3, 5))
     before = weights(teacher.model)
-    student = ad.distil(teacher, liked, course.catalogue, epochs=8, rate=0.1)
+    student = ad.distil(teacher, liked, course.catalogue, epochs=12)
     goal = teacher.scores([ask(one) for one in liked])
     bared = [qs.bare(one) for one in liked]
 

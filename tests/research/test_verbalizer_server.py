@@ -69,11 +69,6 @@ def test_every_way_to_write_a_letter_is_summed_and_the_others_are_last(offline):
     assert got.probabilities == pytest.approx((0, 0.3 / 0.65, 0, 0.35 / 0.65))
 
 
-def test_two_tokens_with_the_same_text_are_both_counted_but_the_drawn_one_once(offline):
-    got, _ = ask(offline, first([("B", math.log(0.2)), ("A", math.log(0.3)), ("A", math.log(0.1))]))
-    assert got.probabilities == pytest.approx((0.4 / 0.6, 0.2 / 0.6, 0, 0))
-
-
 def test_a_drawn_token_outside_the_list_counts(offline):
     reply = completion("C", logprobs=[("C", math.log(0.1)), ("A", math.log(0.3))])
     reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"].pop(0)
@@ -124,11 +119,6 @@ def test_a_fault_leads_to_the_list_or_to_the_given_order(offline, kind):
     assert len(requests) == 2
 
 
-def test_a_slow_server_is_a_time_out(offline):
-    got, _ = ask(offline, ("sleep", 0.8), timeout=0.2)
-    assert got.path == "none" and got.kind == "timeout"
-
-
 def test_a_list_that_needs_repairs_says_how_many(offline):
     listed = completion(json.dumps({"ranking": ["D", "D", "Q", "B"]}))
     got, _ = ask(offline, ("status", 400), ("ok", listed))
@@ -141,27 +131,6 @@ def test_nothing_is_sent_over_the_budget_or_without_a_server(offline):
     client = llm.connect(offline)
     got = verbalizer.letter_distribution(client, MESSAGES, 4)
     assert (got.path, got.kind) == ("none", "no_reply")
-
-
-def test_the_newer_name_of_the_limit_replaces_the_older(offline):
-    _, (one, every) = ask(offline, ("status", 400), LISTED, max_completion_tokens=1, seed=3)
-    assert one["max_completion_tokens"] == 1 and "max_tokens" not in one
-    assert every["max_completion_tokens"] == 4000 and one["seed"] == every["seed"] == 3
-
-
-def test_all_users_are_asked_and_a_failure_is_no_order(offline):
-    steps = (first(log(B=0.9)), ("status", 500), ("status", 500))
-    with serve(*steps) as server:
-        settings = dataclasses.replace(
-            offline, llm_mode="live", llm_base_url=server.url, llm_api_key="k", llm_model="m"
-        )
-        client = llm.connect(settings).with_options(max_retries=0)
-        other = verbalizer.letter_prompt(["Alien (1979)"], TITLES[:2])
-        requests = {5: ([10, 11, 12, 13], MESSAGES), 6: ([14, 15], other)}
-        asked, found = verbalizer.rank_all(client, requests, threads=1, model="m")
-        client.close()
-    assert asked.orders == {5: [11, 10, 12, 13]} and asked.failures == {6: "server_error"}
-    assert found[5].covered == 1 and found[6].failed
 
 
 @given(

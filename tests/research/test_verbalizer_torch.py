@@ -55,7 +55,7 @@ class OneTitle(torch.nn.Module):
         self.letters = {as_id(shown): as_id(answer) for shown, answer in pairs}
 
     def forward(self, input_ids, **_):
-        logits = torch.zeros(*input_ids.shape, len(self.tokenizer))
+        logits = torch.zeros(len(input_ids), 1, len(self.tokenizer))
         for row, ids in enumerate(input_ids.tolist()):
             for before, token in itertools.pairwise(ids):
                 if before in self.letters:
@@ -64,12 +64,6 @@ class OneTitle(torch.nn.Module):
 
 
 # --- the distribution -----------------------------------------------------------------------------
-
-
-def test_probabilities_sum_to_one_over_the_candidates_shown(tiny):
-    found = tiny.probabilities([example(0), example(1, n=3), example(2, n=1)], size=2)
-    assert [len(row) for row in found] == [6, 3, 1]
-    assert all(row.sum() == pytest.approx(1) and (row > 0).all() for row in found)
 
 
 def test_they_are_the_models_own_next_token_probabilities_scaled(tiny):
@@ -107,17 +101,6 @@ def test_padding_does_not_change_the_distribution(tiny):
     assert ids.tolist() == [[0, 5, 6], [7, 8, 9]] and mask.tolist() == [[0, 1, 1], [1, 1, 1]]
 
 
-def test_a_prompt_too_long_is_refused(tiny):
-    tiny.model.config.max_position_embeddings = 5
-    with pytest.raises(ModelError, match=r"has \d+ tokens and the small model reads 5"):
-        tiny.encode(example(7))
-
-
-def test_more_candidates_than_letters_are_refused(tiny):
-    with pytest.raises(ModelError, match="7 candidates, and 6 letters"):
-        tiny.probabilities([example(0, n=7)])
-
-
 # --- tokenizers and loading ---------------------------------------------------------------------
 
 
@@ -148,11 +131,11 @@ def test_letters_need_one_token_each(tiny):
             ids = tiny.tokenizer(text)["input_ids"]
             return {"input_ids": [*ids, ids[-1]] if text.endswith("\nC") else ids}
 
-    with pytest.raises(ModelError, match=r"answer C is not one token for a model"):
+    with pytest.raises(ModelError, match="answer C is not one token of its own for a model"):
         vt.Verbalizer(tiny.model, Doubling(), "a model", 6)
     text = vt.LetterQuestion(("x",), ("y",)).text()
     vt.Verbalizer(tiny.model, plain_tokenizer(text + "ABCDEF"), "a model", 6)
-    with pytest.raises(ModelError, match="answers E and F are the same token"):
+    with pytest.raises(ModelError, match="answer F is not one token of its own"):
         vt.Verbalizer(tiny.model, plain_tokenizer(text + "ABCD", drop="EF"), "a model", 6)
 
 
@@ -185,16 +168,6 @@ def test_a_saved_model_is_a_base_model_like_any_other(tiny, tmp_path):
         np.testing.assert_allclose(after, before, atol=1e-5)
 
 
-def test_too_little_memory_is_one_clear_sentence(tiny, monkeypatch):
-    def full(**_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    monkeypatch.setattr(tiny.model, "forward", full)
-    for call in (tiny.probabilities, tiny.loss):
-        with pytest.raises(ModelError, match="too small or full: use a smaller batch, four_bit"):
-            call([example(0), example(1)])
-
-
 # --- training -------------------------------------------------------------------------------------
 
 
@@ -207,15 +180,15 @@ def test_the_loss_is_that_of_the_label_and_nothing_else(tiny):
         labels = [-100] * (len(ids) - 1) + ids[-1:]
         out = tiny.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
         wanted.append(out.loss.item())
-    assert tiny.loss(batch).item() == pytest.approx(np.mean(wanted), abs=1e-5)
-    with pytest.raises(ModelError, match="no label"):
-        tiny.loss([vt.LetterQuestion(("x",), ("y",))])
+    loss = tiny.loss([question.prompt() for question in batch], "all").item()
+    assert loss == pytest.approx(np.mean(wanted), abs=1e-5)
 
 
 def test_a_small_model_learns_a_handful_of_prompts_by_heart(tiny):
     examples = [example(seed) for seed in range(6)]
     how = Training(5e-3, epochs=60)
-    losses = list(fit(tiny.model, lambda _: [tiny.loss(examples)], how, 1, "by heart"))
+    asked = [question.prompt() for question in examples]
+    losses = list(fit(tiny.model, lambda _: [tiny.loss(asked, "all")], how, 1, "by heart"))
     assert losses[-1] < 0.5 < 1.2 < losses[0]
     rows = tiny.probabilities(examples)
     assert [int(row.argmax()) for row in rows] == [question.label for question in examples]
@@ -228,7 +201,7 @@ def test_training_is_the_same_twice_and_needs_examples():
         vt.train(ranker, [example(0), example(1)], Training(1e-3, batch=1, epochs=2))
         runs.append(ranker.probabilities([example(2)])[0])
     np.testing.assert_array_equal(*runs)
-    with pytest.raises(ModelError, match="no training prompt"):
+    with pytest.raises(ModelError, match="nothing to train on"):
         vt.train(ranker, [])
 
 
@@ -247,12 +220,6 @@ def test_lora_trains_q_and_v_only(tiny):
     }  # fmt: skip
     assert moved and moved <= free
     assert ranker.probabilities([example(0)])[0].sum() == pytest.approx(1)
-
-
-def test_lora_needs_the_layers_it_adapts(tiny):
-    stand_in = OneTitle(tiny.tokenizer, {}, 6)
-    with pytest.raises(ModelError, match="q_proj and v_proj"):
-        vt.Verbalizer(stand_in, tiny.tokenizer, "a stand-in", 6).with_lora()
 
 
 # --- from sequences to lists ----------------------------------------------------------------------
@@ -294,8 +261,6 @@ def test_training_prompts_know_nothing_of_what_came_later(ordered, monkeypatch):
     assert len({prompt.label for prompt in found}) > 20  # shuffled
     kept = vt.training_prompts(ordered, items, TITLE_OF, steps=3, n=6)
     assert 0 < len(kept) < len(found) and all(len(prompt.candidates) == 6 for prompt in kept)
-    with pytest.raises(ValueError, match="no title"):
-        vt.training_prompts(ordered, items, {1: "One"}, steps=1)
 
 
 def test_scores_become_orders_that_the_metrics_take(ordered, tiny):

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from scipy.sparse.linalg import svds
 
-from helpers import data, metrics, prompts, ranking
+from helpers import data, metrics, prompts
 from helpers.settings import Settings
 from research import sequential
 from research import verbalizer_torch as vt
