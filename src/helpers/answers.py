@@ -53,7 +53,7 @@ def read(text: str | None, schema: type[BaseModel] | dict[str, Any]) -> Answer:
     ``schema`` is a pydantic class (the value is an instance), or a JSON schema or a
     ``response_format`` (the value is plain JSON).
     """
-    if not (text or "").strip():
+    if not text or not text.strip():
         return Answer(why="the answer is empty")
     if (final := final_text(text)) is None:
         return Answer(why="the answer stops inside its draft")
