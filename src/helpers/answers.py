@@ -6,6 +6,7 @@ small damage to the JSON, and a list that was cut after whole items. The last va
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -20,12 +21,10 @@ from pydantic import BaseModel, ValidationError
 MAX_CHARACTERS, MAX_VALUES, MAX_DEPTH = 50_000, 50, 40  # so that a hostile text takes no time
 
 _DRAFT = re.compile(
-    r"</?(?:think|thinking|reasoning)>|\[/?THINK\]|<\|channel\|>(?:analysis|final)<\|message\|>",
-    re.I,
+    r"</?(?:think|thinking|reasoning)>|\[/?THINK\]|<\|channel\|>(?:analysis|final)<\|message\|>"
 )
-_JSON = re.compile(
-    r"""\{\s*\}|\{\s*["'“]?\w+["'”]?\s*:|\[\s*["'“{\[\d]"""
-)  # other brackets are prose
+# Other brackets are prose.
+_JSON = re.compile(r"""\{\s*\}|\{\s*["'“]?\w+["'”]?\s*:|\[\s*["'“{\[\d]""")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]')
 _STRAIGHT = str.maketrans("“”„‘’", '"""\'\'')
 
@@ -54,17 +53,17 @@ def read(text: str | None, schema: type[BaseModel] | dict[str, Any]) -> Answer:
     ``schema`` is a pydantic class (the value is an instance), or a JSON schema or a
     ``response_format`` (the value is plain JSON).
     """
-    if not (text or "").strip():
+    if not text or not text.strip():
         return Answer(why="the answer is empty")
     if (final := final_text(text)) is None:
         return Answer(why="the answer stops inside its draft")
     listed, why = None, ""
-    for value, repairs, inside in reversed(list(_values(final[-MAX_CHARACTERS:]))):
+    for value, repairs in reversed(list(_values(final[-MAX_CHARACTERS:]))):
         fitting, reason = _fit(value, schema)
         if fitting is None:
             why = why or reason
         elif isinstance(value, list):  # only an object has the schema's own shape
-            listed = listed or (None if inside else Answer(fitting, repairs))
+            listed = listed or Answer(fitting, repairs)
         elif listed and listed.value != fitting:
             return Answer(why="the answer holds a JSON object and, after it, another list")
         else:
@@ -72,36 +71,29 @@ def read(text: str | None, schema: type[BaseModel] | dict[str, Any]) -> Answer:
     return listed or Answer(why=why or "the answer holds no JSON")
 
 
-def _values(text: str) -> Iterator[tuple[Any, int, bool]]:
-    """Yield the JSON values of a text, their repairs, and whether they lie in a cut value."""
-    position, inside = 0, False
+def _values(text: str) -> Iterator[tuple[Any, int]]:
+    """Yield the JSON values of a text in their order, each with the number of its repairs."""
+    position = 0
     for _ in range(MAX_VALUES):
         if not (match := _JSON.search(text, position)):
             return
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             value, position = json.JSONDecoder().raw_decode(text, match.start())
-            yield value, 0, inside
-        except (ValueError, RecursionError):
-            end, closers = _end(text, match.start())
-            if end is None:
-                position = match.end()
-                continue
-            piece = text[match.start() : end] + closers
+            yield value, 0
+            continue
+        end, closers = _end(text, match.start())
+        if end:
+            piece, repairs = text[match.start() : end] + closers, int(bool(closers))
             try:
-                value, repairs = json.loads(piece), 1
+                yield json.loads(piece), repairs
             except ValueError:
                 piece = piece if '"' in piece else piece.translate(_STRAIGHT)
-                value = json_repair.loads(piece, skip_json_loads=True)
-                repairs = 2 if closers else 1
-            yield value, repairs, inside
-            position, inside = (match.start() + 1, True) if closers else (end, inside)
+                yield json_repair.loads(piece, skip_json_loads=True), repairs + 1
+        position = len(text) if closers else end or match.end()
 
 
 def _end(text: str, start: int) -> tuple[int | None, str]:
-    """Return where a damaged value ends: at its last bracket, or after its last whole item.
-
-    In the second case, with the brackets to add; ``None`` where no item is whole.
-    """
+    """Return where a damaged value ends; if it was cut, after which item and what closes it."""
     stack: list[str] = []
     whole: tuple[int | None, str] = None, ""
     for token in _TOKEN.finditer(text, start):
@@ -120,36 +112,27 @@ def _end(text: str, start: int) -> tuple[int | None, str]:
 
 def _fit(value: Any, schema: type[BaseModel] | dict[str, Any]) -> tuple[Any, str]:
     """Return a JSON value as the schema has it, or ``None`` and why it does not fit."""
-    model = schema if isinstance(schema, type) else None
-    shape = schema.model_json_schema() if isinstance(schema, type) else schema
+    shape = schema if isinstance(schema, dict) else schema.model_json_schema()
     shape = shape.get("json_schema", {}).get("schema", shape)
-    names: dict[str, str] = {}
-
-    def opened(node: dict[str, Any]) -> dict[str, Any]:
-        names.update((name.casefold(), name) for name in node.get("properties", ()))
-        return {key: part for key, part in node.items() if key != "additionalProperties"}
+    parts = [shape, *shape.get("$defs", {}).values()]
+    names = {name.casefold(): name for part in parts for name in part.get("properties", ())}
+    fields = list(shape.get("properties", ()))
+    value = {fields[0]: value} if isinstance(value, list) and len(fields) == 1 else value
 
     def spelled(node: dict[str, Any]) -> dict[str, Any]:
         return {names.get(key.casefold(), key): part for key, part in node.items()}
 
-    shape = json.loads(json.dumps(shape), object_hook=opened)
-    if isinstance(value, list):
-        fields = shape.get("properties", {})
-        if len(fields) != 1 or next(iter(fields.values())).get("type") != "array":
-            return None, ""
-        value = {next(iter(fields)): value}
     try:
         value = json.loads(json.dumps(value), object_hook=spelled)
-        if model:
-            return model.model_validate(value, extra="ignore"), ""
-        if fault := best_match(Draft202012Validator(shape).iter_errors(value)):
-            return None, _reason(fault.path, fault.message)
-        return value, ""
+        if isinstance(schema, type):
+            return schema.model_validate(value, extra="ignore"), ""
     except ValidationError as error:
-        fault = error.errors()[0]
-        return None, _reason(fault["loc"], fault["msg"])
+        return None, _reason(error.errors()[0]["loc"], error.errors()[0]["msg"])
     except RecursionError:
         return None, "the answer's JSON is nested too deeply"
+    faults = Draft202012Validator(shape).iter_errors(value)
+    fault = best_match(fault for fault in faults if fault.validator != "additionalProperties")
+    return (None, _reason(fault.path, fault.message)) if fault else (value, "")
 
 
 def _reason(path: Iterable[str | int], message: str) -> str:

@@ -35,8 +35,7 @@ SCHEMA_NOTES = {"title", "description", "default", "examples"}  # differ between
 def request_key(body: Body) -> str:
     """Return the SHA-256 of what a request asks, in hexadecimal digits.
 
-    Only the fields in :data:`CONTENT` and the caller's limit count, and a JSON schema without its
-    notes.
+    Only :data:`CONTENT` and the caller's limit count, and a JSON schema without its notes.
     """
     content = {name: body[name] for name in CONTENT if body.get(name) is not None}
     if limit := body.get("max_completion_tokens") or body.get("max_tokens"):
@@ -84,16 +83,18 @@ def read_jsonl(path: Path) -> Iterator[Reply]:
         yield Reply(record["key"], record["response"], path.name, record["request"])
 
 
-def _records(lines: bytes, name: str) -> Iterator[Body]:
+def _records(lines: bytes, name: str, pending: bool = False) -> Iterator[Body]:
     """Yield the records whose key belongs to the request and whose response holds a message."""
     for number, line in enumerate(lines.splitlines(), 1):
         try:
             record = json.loads(line)
-            if record["key"] != request_key(record["request"]):
+            if pending:  # the line is a request
+                record = {"key": request_key(record), "request": record}
+            elif record["key"] != request_key(record["request"]):
                 raise ValueError("the key does not belong to the request")
-            if "response" in record:
+            else:
                 record["response"]["choices"][0]["message"]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             warnings.warn(f"{name}, line {number}: skipped ({error}).", StoreWarning, 2)
         else:
             yield record
@@ -132,7 +133,9 @@ class CommittedStore:
 
 
 class _AppendedFile:
-    """Records in a file that threads and processes append to."""
+    """A file that threads and processes append to, one JSON value a line."""
+
+    _pending = False
 
     def __init__(self, path: Path) -> None:
         """Remember the file; it need not exist."""
@@ -153,20 +156,19 @@ class _AppendedFile:
     def _load(self) -> dict[str, list[Body]]:
         """Return the records by key, oldest first, one for each model and server."""
         with self._lock:
-            size = self._path.stat().st_size if self._path.exists() else 0
-            if size < self._read:  # forgotten
+            if not self._path.exists():  # or no longer
                 self._read, self._index = 0, {}
-            if size > self._read:
-                with self._path.open("rb") as file:
-                    file.seek(self._read)
-                    lines = file.read()
-                whole = lines[: lines.rfind(b"\n") + 1]
-                self._read += len(whole)
-                for new in _records(whole, self._path.name):
-                    known = self._index.get(new["key"], [])
-                    asked = new.get("model"), new.get("server")
-                    others = [r for r in known if (r.get("model"), r.get("server")) != asked]
-                    self._index[new["key"]] = [*others, new]
+                return self._index
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                lines = file.read()
+            whole = lines[: lines.rfind(b"\n") + 1]
+            self._read += len(whole)
+            for new in _records(whole, self._path.name, self._pending):
+                asked = new.get("model"), new.get("server")
+                known = self._index.get(new["key"], [])
+                others = [r for r in known if (r.get("model"), r.get("server")) != asked]
+                self._index[new["key"]] = [*others, new]
             return self._index
 
 
@@ -230,11 +232,13 @@ def _stored(record: Body) -> Reply:
 class PendingRequests(_AppendedFile):
     """Requests that found no answer, each once."""
 
+    _pending = True
+
     def add(self, body: Body) -> None:
         """Collect a request unless it is there already."""
         with self._lock:
-            if (key := request_key(body)) not in self._load():
-                self._append([{"key": key, "request": body}])
+            if request_key(body) not in self._load():
+                self._append([body])
 
     def all(self) -> list[Body]:
         """Return the requests in their order."""

@@ -95,9 +95,7 @@ class Settings:
             return _reader(cls).validate_python(values)
         except ValidationError as error:
             name = str(error.errors()[0]["loc"][0]).upper()
-            raise SettingsError(
-                f"{name} must be a number above 0; a whole one if it counts."
-            ) from None
+            raise SettingsError(f"{name} must be a number above 0; counts are whole.") from None
 
     def scrub(self, text: str) -> str:
         """Replace the key, and what is secret in an address, by ``[key]``, for messages."""
@@ -121,14 +119,12 @@ def find_root(environ: Mapping[str, str] | None = None) -> Path:
     for folder in [Path(home).expanduser()] if home else here:
         if (folder / "data" / "sample").is_dir():
             return folder.resolve()
-    raise SettingsError(
-        "No project folder: run 'pip install -e .' in a clone, or set HELPERS_HOME."
-    )
+    raise SettingsError("No project folder: 'pip install -e .' in a clone, or set HELPERS_HOME.")
 
 
 def _key(text: str) -> str | None:
     text = re.sub(r"^bearer\s+", "", text, flags=re.IGNORECASE).strip("\"' ")
-    if re.search(r"\.\.\.|\*\*\*|xxx|^[<${]|your|[-_]here$", text, re.IGNORECASE):
+    if re.search(r"\.\.\.|\*\*\*|(^|-)xxx|^[<$]|(^|[-_])your|[-_]here$", text, re.IGNORECASE):
         raise SettingsError("OPENAI_API_KEY holds a placeholder: put your own key there.")
     if not re.fullmatch("[!-~]*", text):
         raise SettingsError("OPENAI_API_KEY must be one line of ASCII: copy it again, or unset it.")
@@ -140,13 +136,14 @@ def _address(text: str) -> tuple[str | None, dict[str, str]]:
     if not text:
         return None, {}
     near = re.match(r"localhost\b|\[::1\]|(127|10|192\.168|172\.(1[6-9]|2\d|3[01]))\.\d", text)
+    fault = SettingsError("OPENAI_BASE_URL must be an address such as http://localhost:8000/v1.")
     try:
         parts = urlsplit(text if "://" in text else f"{'http' if near else 'https'}://{text}")
         usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError:
-        usable = False
+        raise fault from None
     if not usable or re.search(r"\s", text):
-        raise SettingsError("OPENAI_BASE_URL must be an address such as http://localhost:8000/v1.")
+        raise fault
     azure = str(parts.hostname).endswith((".openai.azure.com", ".services.ai.azure.com"))
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     path = path or ("/openai/v1" if azure else "/v1")

@@ -177,13 +177,13 @@ def test_a_full_disk_stops_a_training_in_one_sentence(tiny_disk):
 
 def test_a_read_only_folder_is_one_sentence_wherever_it_is_met(closed_home):
     cache, answer = closed_home / "data" / "cache", {"choices": [{"message": {}}]}
-    attempts = {
-        "01_x.csv": lambda: save_table(closed_home),
-        "replies.jsonl": lambda: replies.LocalStore(cache / "replies.jsonl").put({}, answer),
-        "pending.jsonl": lambda: replies.PendingRequests(cache / "pending.jsonl").add({"a": 1}),
-    }
-    for name, attempt in attempts.items():
-        with pytest.raises(OSError, match=f"(Read-only|Permission).*{re.escape(name)}"):
+    attempts = (
+        lambda: save_table(closed_home),
+        lambda: replies.LocalStore(cache / "replies.jsonl").put({}, answer),
+        lambda: replies.PendingRequests(cache / "pending.jsonl").add({"a": 1}),
+    )
+    for attempt in attempts:
+        with pytest.raises(OSError, match=r"(Read-only file system|Permission denied): '/.*'"):
             attempt()
 
 
