@@ -43,7 +43,7 @@ def rmse(predictions: DataFrame) -> float:
     """
     error = F.col("rating") - F.col("prediction")
     known = F.count(F.when(error.isNotNull() & ~F.isnan(error), 1))
-    row = predictions.agg(F.count("*"), F.avg(F.pow(error, 2)), known).first()
+    (row,) = predictions.agg(F.count("*"), F.avg(F.pow(error, 2)), known).collect()
     if not row[0] or row[0] > row[2]:
         raise ValueError(
             f"{row[0] - row[2]} of {row[0]} predictions are missing: the user or the movie has no "

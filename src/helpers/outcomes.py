@@ -131,7 +131,7 @@ def _status_fault(status: int, text: str) -> tuple[str, str]:
 def words(text: str) -> str:
     """Return what an error body says in any of the usual forms, shortened."""
     try:
-        body = json.loads(text)
+        body: Any = json.loads(text)
         body = body[0] if isinstance(body, list) and body else body
         said = body.get("error") or body
         forms = ("message", "detail", "code", "type")

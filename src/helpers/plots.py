@@ -17,6 +17,7 @@ import pandas as pd
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#8C8C8C", "#000000"
@@ -95,7 +96,7 @@ def heatmap(grid: pd.DataFrame, *, xlabel: str, ylabel: str, value: str) -> Figu
         axes.text(column, row, f"{number:.3f}", ha="center", va="center", color=colour)
     row, column = np.unravel_index(numbers.argmin(), numbers.shape)
     axes.add_patch(
-        plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=RED, linewidth=3)
+        Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=RED, linewidth=3)
     )
     figure.colorbar(image, label=value)
     return figure

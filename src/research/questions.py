@@ -166,10 +166,10 @@ class Course:
         movies = data.load_pandas(dataset, "movies").set_index("movieId").loc[protocol.items]
         twice = movies["title"].duplicated(keep=False)
         names = movies["title"].mask(twice, movies["title"] + " [" + movies.index.astype(str) + "]")
-        titles = {int(item): str(name) for item, name in names.items()}
+        titles = {item: str(name) for item, name in zip(names.index.tolist(), names, strict=True)}
         genres = {
-            int(item): () if text.startswith("(") else tuple(text.split("|"))
-            for item, text in movies["genres"].items()
+            item: () if text.startswith("(") else tuple(text.split("|"))
+            for item, text in zip(movies.index.tolist(), movies["genres"], strict=True)
         }
         rows = protocol.parts.train
         early = rows.loc[rows.groupby("userId").cumcount(ascending=False) >= steps]

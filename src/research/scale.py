@@ -392,9 +392,9 @@ def in_partitions(
 
     def people(frames: Iterable[pd.DataFrame]) -> Iterator[ToRank]:
         for frame in frames:
-            for row in frame.itertuples(index=False):
-                shown = [int(movie) for movie in row.shown]
-                yield ToRank(int(row.userId), shown, json.loads(row.messages))
+            rows = zip(frame["userId"], frame["shown"], frame["messages"], strict=True)
+            for user, shown, messages in rows:
+                yield ToRank(int(user), [int(movie) for movie in shown], json.loads(messages))
 
     def rank(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         budget = servers.Budget(settings.llm_max_tokens // partitions, dollars, *prices)

@@ -49,7 +49,7 @@ class Interactions:
         table = ordered.sort_values("userId", kind="stable")
         users, row = np.unique(table["userId"].to_numpy(), return_inverse=True)
         items = np.unique(table["movieId"].to_numpy() if items is None else items)
-        column = pd.Index(items).get_indexer(table["movieId"])
+        column = pd.Index(items).get_indexer(pd.Index(table["movieId"]))
         if (column < 0).any():
             raise ValueError("An interaction's movieId is not in the catalogue given.")
         age = np.bincount(row).cumsum()[row] - 1 - np.arange(len(row))
@@ -263,8 +263,8 @@ def target_ranks(scores: np.ndarray, seen: Interactions, targets: pd.DataFrame) 
         ValueError: a target's user or item is unknown.
     """
     rounded, _ = _in_units(scores, seen)
-    row = pd.Index(seen.users).get_indexer(targets["userId"])
-    column = pd.Index(seen.items).get_indexer(targets["movieId"])
+    row = pd.Index(seen.users).get_indexer(pd.Index(targets["userId"]))
+    column = pd.Index(seen.items).get_indexer(pd.Index(targets["movieId"]))
     if min(row.min(), column.min()) < 0:
         raise ValueError("A target's userId or movieId is not among the interactions'.")
     rows, own = rounded[row], rounded[row, column][:, None]

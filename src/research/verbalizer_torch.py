@@ -234,7 +234,8 @@ def orders(table: pd.DataFrame) -> dict[int, list[int]]:
     Ties go to the lower movieId.
     """
     best = table.sort_values(["userId", "probability", "movieId"], ascending=[True, False, True])
-    return best.groupby("userId")["movieId"].agg(list).to_dict()
+    groups = best.groupby("userId")["movieId"].agg(list)
+    return dict(zip(groups.index.tolist(), groups, strict=True))
 
 
 def efficiency(
