@@ -86,6 +86,8 @@ def read_jsonl(path: Path) -> Iterator[Reply]:
 def _records(lines: bytes, name: str, pending: bool = False) -> Iterator[Body]:
     """Yield the records whose key belongs to the request and whose response holds a message."""
     for number, line in enumerate(lines.splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             if pending:  # the line is a request
@@ -93,7 +95,8 @@ def _records(lines: bytes, name: str, pending: bool = False) -> Iterator[Body]:
             elif record["key"] != request_key(record["request"]):
                 raise ValueError("the key does not belong to the request")
             else:
-                record["response"]["choices"][0]["message"]
+                answer = record["response"]
+                answer["data"] if "data" in answer else answer["choices"][0]["message"]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             warnings.warn(f"{name}, line {number}: skipped ({error}).", StoreWarning, 2)
         else:
