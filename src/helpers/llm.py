@@ -1,8 +1,9 @@
 """The plain OpenAI client, with a transport underneath that can answer from records.
 
 ``connect()`` returns an ``openai.OpenAI``. Its transport answers live (the server of
-``OPENAI_BASE_URL``), from a stored reply to exactly this request, or not at all, with
-:class:`helpers.outcomes.NoReply`. Live replies are stored; keys never are.
+``OPENAI_BASE_URL``), from a stored reply to exactly this request, by the small model on this
+machine (:mod:`helpers.local_model`), or not at all, with :class:`helpers.outcomes.NoReply`. Replies
+are stored; keys never are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import httpx2
 import openai
 from openai.lib._parsing._completions import type_to_response_format_param
 
-from helpers import answers, servers
+from helpers import answers, local_model, servers
 from helpers.outcomes import FAULTS, NoReply, Outcome, fault_of, outcome_of, usable
 from helpers.replies import Body, CommittedStore, LocalStore, PendingRequests, Reply, request_key
 from helpers.servers import Attempt, Budget, estimate_tokens, preview, server_of
@@ -50,7 +51,7 @@ def is_live(settings: Settings) -> bool:
     Raises:
         SettingsError: ``LLM_MODE`` is live but the server or the model is not named.
     """
-    if settings.llm_mode in {"recorded", "none"}:
+    if settings.llm_mode in {"recorded", "local", "none"}:
         return False
     if settings.llm_mode == "live" and (name := missing(settings) or not settings.llm_model):
         name = name if isinstance(name, str) else "OPENAI_BASE_URL and LLM_MODEL"
@@ -61,17 +62,20 @@ def is_live(settings: Settings) -> bool:
 def missing(settings: Settings) -> str:
     """Return the variable without which a server that is half configured is not asked, or ""."""
     server = bool(settings.llm_base_url or settings.llm_api_key)
-    if settings.llm_mode in {"recorded", "none"} or server == bool(settings.llm_model):
+    if settings.llm_mode not in {"auto", "live"} or server == bool(settings.llm_model):
         return ""
     return "LLM_MODEL" if server else "OPENAI_BASE_URL"
 
 
 def mode(settings: Settings | None = None) -> str:
-    """Return ``live``, ``recorded`` or ``none``."""
+    """Return who answers first: ``live``, ``recorded``, ``local`` or ``none``."""
     settings = settings or Settings.from_env()
     if is_live(settings):
         return "live"
-    return "recorded" if settings.llm_mode != "none" and _sources(settings) else "none"
+    if settings.llm_mode in {"auto", "recorded"} and _sources(settings):
+        return "recorded"
+    here = settings.llm_mode in {"auto", "local"} and not local_model.missing()
+    return "local" if here else "none"
 
 
 def model(settings: Settings | None = None) -> str:
@@ -83,11 +87,16 @@ def model(settings: Settings | None = None) -> str:
 def describe(settings: Settings | None = None) -> str:
     """Return one line that says who answers."""
     settings = settings or Settings.from_env()
+    here = settings.llm_mode in {"auto", "local"} and not local_model.missing()
+    local = [f"{local_model.NAME}, a small LLM on this machine"] if here else []
     line = {
         "live": f"live, {settings.llm_model}",
         "recorded": "; for the rest ".join(_sources(settings)),
+        "local": "; ".join(local),
         "none": "none; lists keep the retriever's order and profiles are plain tables",
     }[mode(settings)]
+    if settings.llm_mode == "local" and not here:
+        line += f" ({local_model.missing()})"
     name = missing(settings)
     return f"LLM: {line}" + (f"; no server is asked, because {name} is not set" if name else "")
 
@@ -105,8 +114,12 @@ def connect(
     *,
     budget: Budget | None = None,
     transport: RecordingTransport | None = None,
+    local: bool = False,
 ) -> openai.OpenAI:
     """Return the OpenAI client; it is ordinary in every way but its transport.
+
+    With ``local`` the small model on this machine answers what no record answers; evaluations do
+    without it, so that no figure mixes the two.
 
     Raises:
         SettingsError: see :func:`is_live`.
@@ -114,6 +127,8 @@ def connect(
     settings = settings or Settings.from_env()
     live = httpx2.Client(follow_redirects=True) if is_live(settings) else None
     transport = transport or RecordingTransport(settings, live, budget or Budget.of(settings))
+    here = settings.llm_mode == "local" or (local and settings.llm_mode == "auto" and live is None)
+    transport.local = here and not local_model.missing()
     azure = httpx2.URL(settings.llm_base_url or "").host.endswith(".azure.com")
     return openai.OpenAI(
         api_key=settings.llm_api_key or "no-key",
@@ -135,15 +150,19 @@ def ask(
     messages: list[dict[str, str]],
     *,
     schema: type | None = None,
+    letters: int = 0,
     **options: Any,
 ) -> Outcome:
     """Ask and return the text, or what went wrong; faults of a server are never raised.
 
-    Kinds: ok, no_reply, budget, quota, timeout, connection, rate_limited, server_error, rejected,
-    malformed, refusal, truncated, empty, unreadable, prompt_cut.
+    A server may write no other labels than those of ``letters`` candidates, each place once. Kinds:
+    ok, no_reply, budget, quota, timeout, connection, rate_limited, server_error, rejected,
+    malformed, refusal, truncated, repetition, empty, unreadable, prompt_cut.
     """
     if schema is not None:
         options["response_format"] = response_format(schema)
+    if letters:  # in a header: what is asked, and so its record, stays the same
+        options["extra_headers"] = {servers.LETTERS: str(letters)}
     options.setdefault("model", model())
     create: Any = client.chat.completions.with_raw_response.create
     try:
@@ -173,6 +192,8 @@ class Stores:
         Without ``model`` (nothing is live): a committed one, else the newest of the local store.
         """
         key = request_key(body)
+        if self.settings.llm_mode == "local":
+            return self.local.get(key, server=local_model.SERVER, fault=usable)
         if model is None:
             if self.settings.llm_mode == "none":
                 return None
@@ -200,7 +221,7 @@ class RecordingTransport(httpx2.BaseTransport):
     ) -> None:
         """``live`` is a client that reaches a server, proxies and all; ``None``: records only."""
         self.settings, self.live, self.budget = settings, live, budget
-        self.stores, self.forms = stores or Stores(settings), {}
+        self.stores, self.forms, self.local = stores or Stores(settings), {}, False
         self.pending = PendingRequests(settings.cache_dir / "pending.jsonl")
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -220,6 +241,8 @@ class RecordingTransport(httpx2.BaseTransport):
         if reply := self.stores.find(body, **place):
             headers = {"x-reply-source": reply.origin}
             return httpx2.Response(200, headers=headers, json=reply.response, request=request)
+        if self.live is None and self.local:
+            return self._by_local_model(request, body)
         if self.live is None:
             self.pending.add({name: body[name] for name in body if name != "model"})
             names = missing(self.settings) or "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL"
@@ -239,6 +262,18 @@ class RecordingTransport(httpx2.BaseTransport):
                 passage.response = attempt.received(response)
         self.stores.keep(body, passage.response, model=model, server=server)
         return passage.response
+
+    def _by_local_model(self, request: httpx2.Request, body: Body) -> httpx2.Response:
+        address = local_model.server(self.settings.cache_dir / "local_model.log").address()
+        asked = {**body, "model": local_model.NAME, "max_completion_tokens": local_model.LIMIT}
+        asked = servers.tightened(asked, request.headers.get(servers.LETTERS), texts=True)
+        with httpx2.Client(trust_env=False, timeout=local_model.TIMEOUT_S) as client:
+            answer = client.post(f"{address}/v1{request.url.path.removeprefix('/v1')}", json=asked)
+        self.stores.keep(body, answer, model=local_model.NAME, server=local_model.SERVER)
+        headers = {"x-reply-source": "local"}
+        return httpx2.Response(
+            answer.status_code, headers=headers, content=answer.content, request=request
+        )
 
     def close(self) -> None:
         """Close the store and the connection."""

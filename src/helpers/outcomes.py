@@ -71,6 +71,8 @@ def outcome_of(body: Body, response: Any, source: str = "") -> Outcome:
     kind, why = "ok", ""
     if refused or finish == "content_filter":
         text, kind, why = None, "refusal", f"the LLM refused: {refused or 'its content filter'}"
+    elif finish == "length" and re.search(r"(.{1,80}?)\1{5,}\W*\w{0,80}$", text or "", re.DOTALL):
+        kind, why = "repetition", "the LLM repeats itself without end"
     elif finish == "length":
         kind, why = "truncated", "the answer was cut at its limit: raise LLM_REPLY_TOKENS"
     elif not (text or "").strip() and not message.get("tool_calls"):

@@ -21,9 +21,42 @@ from helpers.settings import Settings, SettingsError
 NEVER_REACHED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 ANSWER_LOST = {408, 502, 504, 524}  # somebody on the way gave up, the server may have gone on
 QUOTA = r"insufficient_quota|quota|billing|credits?\b|(daily|monthly|usage) limit|payment"
+LETTERS = "x-letters"  # the header with the number of candidates; it is not sent
 FORMS = 4
 """As asked; without sampling options and with any JSON object; one plain message; the same with
 the older name of the limit."""
+
+
+def tightened(body: Body, letters: str | None, *, texts: bool = False) -> Body:
+    """Return a request whose JSON schema names the letters and their number.
+
+    ``texts`` bounds texts and other lists too, which not every server takes; without it a small
+    model repeats itself without end.
+    """
+    labels = [chr(65 + i) for i in range(int(letters or 0))]
+
+    def bounded(node: Body) -> Body:
+        if node.get("type") == "string" and texts and "enum" not in node:
+            return {**node, "maxLength": 200}
+        if node.get("type") == "array" and texts and "minItems" not in node:
+            return {**node, "maxItems": 5}
+        return node
+
+    def lettered(node: Body) -> Body:
+        known = node.get("properties", {})
+        if "letter" in known:
+            known["letter"] = {"type": "string", "enum": labels}
+        if "ranking" in known:
+            known["ranking"] |= {"minItems": len(labels), "maxItems": len(labels)}
+            if known["ranking"]["items"].get("type") == "string":
+                known["ranking"]["items"] = {"type": "string", "enum": labels}
+        return node
+
+    form = json.dumps(body.get("response_format") or {})
+    if 0 < len(labels) <= 26:
+        form = json.dumps(json.loads(form, object_hook=lettered))
+    form = json.loads(form, object_hook=bounded)
+    return {**body, "response_format": form} if form else body
 
 
 class BudgetExceeded(openai.OpenAIError):
@@ -49,12 +82,15 @@ class Attempt:
     @property
     def body(self) -> Body:
         """The request as it is sent."""
-        return plainer(self.asked, self._form, self.settings.llm_reply_tokens)
+        body = tightened(self.asked, self._request.headers.get(LETTERS))
+        return plainer(body, self._form, self.settings.llm_reply_tokens)
 
     def request(self) -> httpx2.Request:
         """Return the request as it is sent."""
         headers = [
-            pair for pair in self._request.headers.multi_items() if pair[0] != "content-length"
+            pair
+            for pair in self._request.headers.multi_items()
+            if pair[0] not in ("content-length", LETTERS)
         ]
         asked = self._request
         return httpx2.Request(

