@@ -102,6 +102,7 @@ def convert(folder: Path, names: Sequence[str], cache: Path, tables: dict) -> Pa
                     rows = read(path).set_axis([*columns], axis="columns")
                 except ValueError as error:
                     raise DataError(f"{path.name} is not as in the release: {error}") from None
+            rows = rows.replace({"genres": {"": "(no genres listed)"}})
             rows.to_csv(fresh / f"{table}.csv", index=False, lineterminator="\n")
     return target
 
@@ -124,6 +125,4 @@ def read(path: Path) -> pd.DataFrame:
         rows = rows[[0, 1]].assign(
             genres=["|".join(compress(GENRES.split(), row)) for row in flags]
         )
-    if path.name in ("u.item", "movies.dat"):
-        rows.iloc[:, 2] = rows.iloc[:, 2].replace("", "(no genres listed)")
     return rows

@@ -1,10 +1,8 @@
-"""Ratings set apart beside the random split of notebook 02: leave-one-out, and by a hash.
-
-Leave-one-out on a 5-core is the protocol of sequential recommendation (LlamaRec, Yue et al. 2023).
-"""
+"""Ratings set apart by a hash, or leave-one-out, as LlamaRec (Yue et al. 2023) does on a 5-core."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +24,8 @@ def split_by_hash(
     ids = (F.col(name).cast("long") for name in ("userId", "movieId"))
     draw = F.pmod(F.xxhash64(F.lit(seed).cast("long"), *ids), F.lit(prime))
     edges = [round(prime * edge / sum(weights)) for edge in np.cumsum([0, *weights])]
-    pairs = zip(edges, edges[1:], strict=False)
-    return tuple(ratings.where((draw >= low) & (draw < high)) for low, high in pairs)
+    parts = itertools.pairwise(edges)
+    return tuple(ratings.where((draw >= low) & (draw < high)) for low, high in parts)
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ def leave_one_out(ratings: pd.DataFrame, ties: str = "movieId", seed: int = 0) -
     Equal times are ordered by movieId, or at random with ``ties="random"``. A user with fewer than
     three ratings stays in ``train``. Raises DataError where no user has three.
     """
+    if ties not in ("movieId", "random"):
+        raise ValueError(f"ties is {ties!r}; choose 'movieId' or 'random'.")
     rows = ratings.sort_values(["userId", "timestamp", "movieId"])
     if ties == "random":
         draw = np.random.default_rng(seed).random(len(rows))
