@@ -69,7 +69,7 @@ def test_a_full_disk_loses_no_stored_reply(tiny_disk):
     path = tiny_disk / "replies"
     with replies.LocalStore(path) as store:
         store.put({"messages": "first"}, {"choices": []})
-        with pytest.raises(OSError, match="full|No space left"):
+        with pytest.raises(OSError, match=r"full|No space left"):
             store.put({"messages": "second" * 100_000}, {"choices": []})
     with replies.LocalStore(path) as store:
         assert [reply.request["messages"] for reply in store.all()] == ["first"]
