@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import socket
 import stat
-import subprocess
-import sys
 
 import course
 import nbformat
@@ -22,10 +19,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from werkzeug import Response
 
 from helpers import doctor, replies
-from helpers import spark as spark_module
 from helpers.data import Dataset
 from helpers.settings import Settings, SettingsError
-from helpers.spark import JavaError, check_java, parse_java_version
+from helpers.spark import JavaError
 
 
 @pytest.fixture
@@ -182,6 +178,14 @@ def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
     last = {"custom_id": keys[2], "response": {"status_code": 200, "body": completion("yes")}}
     back.write_text(json.dumps(last) + "\n")
     assert course.exchange_batch(project, "import", back) == 0
+
+
+def fake_java(tmp_path, monkeypatch, version: str):
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
+    java.chmod(java.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
 
 
 def test_the_doctors_own_checks_say_what_they_found(tmp_path, monkeypatch, settings):
@@ -382,108 +386,6 @@ def test_a_wrong_variable_is_one_line_of_the_doctor(monkeypatch, capsys):
     assert line.startswith("FAIL  Settings: OPENAI_API_KEY") and "S3cret" not in line
 
 
-@pytest.mark.parametrize(
-    ("text", "version"),
-    [
-        ('openjdk version "17.0.15" 2025-04-15', 17),
-        ('java version "1.8.0_402"', 8),
-        ('openjdk version "21-ea"', 21),
-        ("nothing", None),
-    ],
-)
-def test_java_versions(text, version):
-    assert parse_java_version(text) == version
-
-
-def fake_java(tmp_path, monkeypatch, version: str):
-    java = tmp_path / "bin" / "java"
-    java.parent.mkdir()
-    java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
-    java.chmod(java.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-
-
-def test_a_wrong_or_missing_java_is_one_sentence_with_the_install_line(tmp_path, monkeypatch):
-    fake_java(tmp_path, monkeypatch, "11.0.2")
-    with pytest.raises(JavaError, match=r"^Java 11 .*install Java 17 with '.+'") as caught:
-        check_java()
-    assert "\n" not in str(caught.value)
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nowhere"))
-    with pytest.raises(JavaError, match="holds no Java"):
-        check_java()
-    monkeypatch.delenv("JAVA_HOME")
-    monkeypatch.setattr(spark_module.shutil, "which", lambda _: None)
-    with pytest.raises(JavaError, match="Java was not found"):
-        check_java()
-
-
-@pytest.mark.parametrize(
-    ("system", "tool", "line"),
-    [
-        ("Darwin", "", "brew install openjdk@17"),
-        ("Windows", "", "winget install EclipseAdoptium.Temurin.17.JDK"),
-        ("Linux", "apt-get", "sudo apt-get install openjdk-17-jre-headless"),
-        ("Linux", "dnf", "sudo dnf install java-17-openjdk-headless"),
-        ("Linux", "", "conda install -c conda-forge openjdk=17"),
-    ],
-)
-def test_the_install_line_is_that_of_the_system(monkeypatch, system, tool, line):
-    monkeypatch.setattr(spark_module.platform, "system", lambda: system)
-    monkeypatch.setattr(spark_module.shutil, "which", lambda name: name if name == tool else None)
-    assert spark_module.install_line() == line
-
-
-def test_a_suitable_java_is_reported(tmp_path, monkeypatch):
-    fake_java(tmp_path, monkeypatch, "21.0.1")
-    assert check_java().version == 21
-
-
-def test_options_that_every_java_takes_are_named_where_they_stop_it(monkeypatch):
-    monkeypatch.setenv("_JAVA_OPTIONS", "-Xmx1x")
-    with pytest.raises(JavaError, match=r"Invalid maximum heap size: -Xmx1x.*_JAVA_OPTIONS\.$"):
-        check_java()
-
-
-@pytest.mark.parametrize(
-    ("variable", "made", "text"),
-    [
-        ("SPARK_HOME", None, ""),
-        ("SPARK_HOME", "spark/jars/spark-core_2.13-3.5.1.jar", ""),
-        ("PYSPARK_PYTHON", None, ""),
-        ("PYSPARK_PYTHON", "spark", "#!/bin/sh\necho 3.9\n"),
-        ("PYSPARK_PYTHON", "spark", "#!/bin/sh\nexit 1\n"),
-    ],
-)
-def test_a_cluster_is_told_which_variable_does_not_fit(
-    tmp_path, monkeypatch, settings, variable, made, text
-):
-    for name in ("SPARK_HOME", "PYSPARK_PYTHON"):
-        monkeypatch.delenv(name, raising=False)
-    cluster = dataclasses.replace(settings, spark_master="spark://127.0.0.1:7077")
-    assert spark_module.start_environment(cluster)["PYSPARK_PYTHON"] == sys.executable
-    if made:
-        (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / made).write_text(text)
-        (tmp_path / made).chmod(0o755)
-    monkeypatch.setenv(variable, str(tmp_path / "spark"))
-    with pytest.raises(spark_module.SparkStartError, match=rf"^{variable} \("):
-        spark_module.start_environment(cluster)
-    here = spark_module.start_environment(settings)  # a local master takes PySpark's own
-    assert here["SPARK_HOME"] is None and here["PYSPARK_PYTHON"] == sys.executable
-
-
-def test_another_pyspark_and_an_unfit_locale_are_told_before_java_starts(monkeypatch, settings):
-    abroad = dataclasses.replace(settings, movielens_dir=settings.root / "電影")
-    with monkeypatch.context() as patch:
-        patch.setattr(spark_module.sys, "getfilesystemencoding", lambda: "iso8859-1")
-        with pytest.raises(spark_module.SparkStartError, match=r"locale \(iso8859-1\).*LC_ALL"):
-            spark_module.start_environment(abroad)
-    spark_module.start_environment(abroad)
-    monkeypatch.setattr(spark_module.pyspark, "__version__", "3.5.1")
-    with pytest.raises(spark_module.SparkStartError, match=r"3\.5\.1 hides .* PYTHONPATH"):
-        spark_module.start_environment(settings)
-
-
 def test_settings_refuse_nonsense():
     for name, value in {
         "LLM_MODE": "maybe",
@@ -492,64 +394,3 @@ def test_settings_refuse_nonsense():
     }.items():
         with pytest.raises(SettingsError, match=name):
             Settings.from_env({name: value})
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (
-            "WARNING: an error\nInvalid maximum heap size: -Xmx1zz\nError: no JVM.",
-            "Invalid maximum",
-        ),
-        ("Error occurred during initialization of VM\nCould not reserve enough space", "Could not"),
-        (
-            'Exception in thread "main" X: bad master\n\tat a.Exception(b.java)',
-            "X: bad master",
-        ),
-        (
-            "Picked up JAVA_TOOL_OPTIONS: -XX:OnError=x\n"
-            "Error occurred during initialization of VM\nMultiple garbage collectors selected",
-            "Multiple garbage collectors",
-        ),
-        (
-            'Exception in thread "main" java.lang.ExceptionInInitializerError\n\tat a.b(c.java)\n'
-            "Caused by: java.net.UnknownHostException: here: here: Name or service not known\n"
-            "\t... 10 more\nCaused by: java.net.UnknownHostException: here: Name not known\n\tat x",
-            "java.net.UnknownHostException: here: Name not known",
-        ),
-        (
-            "12:32:24 ERROR JavaUtils: Failed to create directory /tmp/spark-7\n"
-            "java.nio.file.FileSystemException: /tmp/spark-7: Read-only file system\n\tat x",
-            "java.nio.file.FileSystemException: /tmp/spark-7: Read-only",
-        ),
-        ("12:32:24 ERROR JavaUtils: Failed to create it", "Failed to create it"),
-        ("nothing told", ""),
-    ],
-)
-def test_the_reason_of_a_failed_start_is_found(text, reason):
-    found = spark_module.start_fault(text)
-    assert found.startswith(reason) and bool(found) == bool(reason)
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "reason"),
-    [
-        ("SPARK_DRIVER_MEMORY", "1zz", "Invalid maximum heap size"),
-        ("SPARK_DRIVER_MEMORY", "900000g", "Could not reserve enough space"),
-        ("SPARK_MASTER", "lokal", "Master must"),
-        ("JAVA_TOOL_OPTIONS", "-XX:+UseG1GC", "Multiple garbage collectors"),
-    ],
-)
-def test_a_failed_start_is_one_sentence_and_no_gateway_error(tmp_path, variable, value, reason):
-    script = (
-        "from helpers.spark import SparkStartError, get_spark\n"
-        "try:\n    get_spark()\nexcept SparkStartError as error:\n    print(error)\n"
-    )
-    environment = dict(os.environ, HELPERS_HOME=str(tmp_path)) | {variable: value}
-    (tmp_path / "data" / "sample").mkdir(parents=True)
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
-    )
-    (line,) = done.stdout.splitlines()
-    assert reason in line and variable in line
-    assert "GATEWAY" not in done.stdout + done.stderr
