@@ -48,6 +48,8 @@ def write_small(folder):
     movies.insert(1, "title", "Movie " + movies["movieId"].astype(str))
     ratings.to_csv(folder / "ratings.csv", index=False)
     movies.to_csv(folder / "movies.csv", index=False)
+    for table in ("links", "tags"):
+        (folder / f"{table}.csv").write_text(",".join(data.TABLES[table]) + "\n")
     return folder
 
 
@@ -103,60 +105,6 @@ def told(number: str) -> str:
     return re.sub(" +", " ", text)
 
 
-def sentences_of_01(ratings, movies):
-    counts = ratings["movieId"].value_counts()
-    once, users = int((counts == 1).sum()), ratings["userId"].nunique()
-    has_year = movies["title"].str.contains(r"\(\d{4}\)(?: \(V\))?\s*$")
-    shared = len(movies["title"].loc[movies["title"].duplicated()].unique())
-    mean = ratings["rating"].mean()
-    yield f"{len(ratings):,} ratings by {users} users of {len(counts):,} movies; {len(movies):,} in"
-    yield f"mean {mean:.2f} stars, most frequent {ratings['rating'].mode()[0]}"
-    yield f"{once:,} of {len(counts):,} rated movies ({once / len(counts):.1%}) have exactly one"
-    yield f"most rated has {counts.max()}, {once / len(counts):.0%} have just one"
-    yield (
-        f"{(~has_year).sum()} titles have no year" if has_year.any() else "there is nothing to draw"
-    )
-    yield f"shared_titles {shared}\n" if shared else "Here no two movies share a title."
-    yield "This data has no links."
-    yield "This data has no tags."
-    few = int((ratings["userId"].value_counts() < 20).sum())
-    if few:
-        yield f"{few} of {users} users have fewer than 20 ratings"
-
-
-def sentences_of_03(ratings, movies):
-    users = ratings["userId"].nunique()
-    yield f"candidates for {users} users"
-    yield f"knows {users} users from {ratings['userId'].min()} to {ratings['userId'].max()}"
-    if not (ratings["rating"] >= 4).any():
-        yield "No validation rating has 4 stars or more"
-
-
-def sentences_of_06(ratings, movies):
-    core = data.core(ratings, k=5)
-    users = core["userId"].nunique()
-    yield f"{users} users, {core['movieId'].nunique():,} items, {len(core):,} interactions"
-    yield f"of {users} users can be helped"
-    yield f"of {users} test items carry the timestamp"
-    yield f"\n{round(0.01 * users, 2)} users\n"
-
-
-def sentences_of_02(ratings, movies):
-    error = data.read_result("02_models", data.locate()).set_index("model")["warm_rows"]
-    shape = data.read_result("02_grid", data.locate()).groupby("reg")["validation_rmse"].mean()
-    if error.is_unique:
-        yield ", ".join(error.sort_values(ascending=False).index)
-    yield f"mean differs by up to {np.ptp(shape):.2f} stars along regularisation"
-
-
-SENTENCES = {
-    "01": sentences_of_01,
-    "02": sentences_of_02,
-    "03": sentences_of_03,
-    "06": sentences_of_06,
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), RUNS, ids=lambda part: part.replace(" ", "-"))
 def test_it_runs_and_says_what_is_true(name, number, homes, monkeypatch):
@@ -164,9 +112,21 @@ def test_it_runs_and_says_what_is_true(name, number, homes, monkeypatch):
         monkeypatch.setenv(variable, value)
     dataset = data.locate(Settings.from_env())
     ratings, movies = (data.load_pandas(dataset, table) for table in ("ratings", "movies"))
+    users, rated = ratings["userId"].nunique(), ratings["movieId"].nunique()
+    wanted = [f"the numbers computed here are those of {dataset.name}."]
+    if number == "01":
+        wanted += [
+            f"{len(ratings):,} ratings by {users} users of {rated:,} movies; {len(movies):,} in",
+            f"mean {ratings['rating'].mean():.2f} stars",
+            "This data has no links.",
+        ]
+    if number == "03":
+        wanted += [f"candidates for {users} users"]
+    if number == "06":
+        core = data.core(ratings, k=5)
+        wanted += [f"{core['userId'].nunique()} users, {core['movieId'].nunique():,} items, "]
+    if name == "small" and number in ("01", "03"):
+        wanted += ["User 12 has no rating in this data: user 101 is shown instead."]
     text = told(number)
     assert re.findall(OF_THE_SMALL_RELEASE, text) == []
-    assert f"the numbers computed here are those of {dataset.name}." in text
-    assert [line for line in SENTENCES[number](ratings, movies) if line not in text] == []
-    if name == "small" and number in ("01", "03"):
-        assert "User 12 has no rating in this data: user 101 is shown instead." in text
+    assert [line for line in wanted if line not in text] == []

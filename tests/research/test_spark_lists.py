@@ -99,5 +99,3 @@ def test_saved_lists_are_read_for_one_user(spark, tmp_path):
     with pytest.raises(NoCandidatesError, match="lower the minimum support"):
         none = recommend_all(model, ratings, ratings, 6, Remedy("all hidden", 999))
         save_lists(none, tmp_path / "none")
-    with pytest.raises(ValueError, match="at least 1"):
-        recommend_all(model, ratings, ratings, 0)

@@ -26,5 +26,3 @@ def test_the_split_by_hash_depends_on_the_rows_alone(spark, sample):
         )
     other = [as_set(part) for part in splits.split_by_hash(ratings, seed=1)]
     assert len(other[0] & first[0]) / len(first[0]) == pytest.approx(0.6, abs=0.04)
-    with pytest.raises(ValueError, match="above 0"):
-        splits.split_by_hash(ratings, (0.5, 0.0))

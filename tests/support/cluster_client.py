@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import os
 import sys
 import threading
 import time
 from pathlib import Path
 
+from pyspark.ml.evaluation import RegressionEvaluator
+
 from helpers import als, candidates, data
-from helpers.settings import Settings
 from helpers.spark import get_spark
 from research import parquet, spark_lists, splits
 
@@ -23,61 +23,37 @@ BUCKETS = 2
 STAGES = 8
 
 
-def where(frames):
-    """Give what the executor's Python was started with."""
-    for frame in frames:
-        yield frame.assign(mark=os.environ.get("COURSE_MARK", ""))
-
-
 def announce(spark) -> None:
     status, seen = spark.sparkContext.statusTracker(), set()
     while len(seen) < STAGES:
-        busy = [stage for stage in status.getActiveStageIds() if _tasks(status, stage)]
-        seen |= set(busy)
-        time.sleep(0.01)
-    while not any(_tasks(status, stage) for stage in status.getActiveStageIds()):
-        time.sleep(0.001)
+        for stage in status.getActiveStageIds():
+            info = status.getStageInfo(stage)
+            if info and info.numActiveTasks:
+                seen.add(stage)
+        time.sleep(0.005)
     print("RUNNING", flush=True)
 
 
-def _tasks(status, stage: int) -> int:
-    info = status.getStageInfo(stage)
-    return info.numActiveTasks if info else 0
-
-
 def main(folder: Path, watched: bool) -> None:
-    started = time.perf_counter()
-    settings = Settings.from_env()
-    spark = get_spark(settings)
-    up = time.perf_counter() - started
+    spark = get_spark()
     parquet.save_tables(data.load(spark, data.locate()), folder / "movielens", buckets=BUCKETS)
-    tables = parquet.load_tables(spark, folder / "movielens", buckets=BUCKETS)
-    by_hash = splits.split_by_hash(tables.ratings)
-    train, validation, test = data.split(tables.ratings)
+    ratings = parquet.load_tables(spark, folder / "movielens", buckets=BUCKETS).ratings
+    parts, by_hash = data.split(ratings), splits.split_by_hash(ratings)
     if watched:
         threading.Thread(target=announce, args=(spark,), daemon=True).start()
-    grid = als.grid_search(
-        train, validation, test, ranks=(6,), regs=(0.1, 0.3), max_iter=6, blocks=2
-    )
-    # Its training rows come from several files: what reaches a block first is added first.
-    spread = als.make_als(6, 0.1, max_iter=3, blocks=2).fit(by_hash[0])
+    model = als.make_als(6, 0.1, max_iter=6, blocks=2).fit(parts[0])
+    evaluator = RegressionEvaluator(labelCol="rating")
     remedy = candidates.Remedy("both", min_support=5, shrinkage=10.0)
-    lists = spark_lists.recommend_all(
-        grid.model, train, tables.ratings, 20, remedy, buckets=BUCKETS
-    )
-    version = spark_lists.save_lists(lists, folder / "lists", buckets=BUCKETS)
-    saved = spark_lists.read_lists(spark, folder / "lists").toPandas()
-    saved.sort_values(["userId", "rank"]).to_csv(folder / "lists.csv", index=False)
-    mark = spark.range(1).mapInPandas(where, "id long, mark string").first()["mark"]
+    lists = spark_lists.recommend_all(model, parts[0], ratings, 20, remedy, buckets=BUCKETS)
+    saved = spark_lists.save_lists(lists, folder / "lists", buckets=BUCKETS)
+    table = spark_lists.read_lists(spark, folder / "lists", buckets=BUCKETS).toPandas()
+    table.sort_values(["userId", "rank"]).to_csv(folder / "lists.csv", index=False)
     found = {
-        "split": [table.count() for table in (train, validation, test)],
-        "by_hash": [table.count() for table in by_hash],
-        "grid": grid.table.to_dict("list"),
-        "rmse": grid.rmse | {"by_hash": als.rmse(spread.transform(by_hash[1]))},
-        "rows": version.rows["candidates"],
-        "mark": mark,
+        "split": [part.count() for part in parts],
+        "by_hash": [part.count() for part in by_hash],
+        "rmse": evaluator.evaluate(model.transform(parts[1]).dropna()),
+        "rows": saved.rows["candidates"],
         "remote": type(spark).__module__.startswith("pyspark.sql.connect"),
-        "seconds": [round(up, 1), round(time.perf_counter() - started, 1)],
     }
     if not found["remote"]:
         found["master"] = spark.sparkContext.master
