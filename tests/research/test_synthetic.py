@@ -67,11 +67,6 @@ def test_a_few_hold_many_as_in_movielens(ratings, real, column):
     assert np.median(ours) == pytest.approx(np.median(theirs), rel=0.35)
 
 
-def test_few_hold_many_without_movielens(ratings):
-    users, movies = (ratings.groupby(name).size().to_numpy() for name in ("userId", "movieId"))
-    assert 0.5 < gini(users) < 0.7 and 0.65 < gini(movies) < 0.8
-
-
 def test_stars_and_times_look_like_movielens(ratings):
     stars = ratings["rating"]
     assert set(np.unique(stars)) == {half / 2 for half in range(1, 11)}
@@ -103,30 +98,19 @@ def test_heavy_users_are_drawn_by_the_same_law(monkeypatch):
     picked = {}
     for name, limit in (("again", 1.0), ("arrival", 0.0)):
         monkeypatch.setattr(synthetic, "HEAVY", limit)
-        user, movie = synthetic._picks(
-            world, np.arange(400), np.zeros(400, int), synthetic._tables(world),
-            np.random.default_rng(1),
-        )  # fmt: skip
-        assert (np.bincount(user) == 30).all() and len(set(zip(user, movie, strict=True))) == 12_000
-        picked[name] = np.bincount(movie, minlength=200)
+        table = next(synthetic.parts(world, 1)).to_pandas()
+        assert len(table) == 12_000 and not table.duplicated(["userId", "movieId"]).any()
+        picked[name] = np.bincount(table["movieId"], minlength=201)[1:]
     again, arrival = picked["again"], picked["arrival"]
     spread = np.sqrt(again + arrival + 1)
     assert np.abs((again - arrival) / spread).mean() < 1
     assert np.corrcoef(again, arrival)[0, 1] > 0.8
 
 
-@pytest.mark.parametrize(
-    ("shape", "why"),
-    [((10, 100, 150), "fewer than 20"), ((10, 100, 5000), "more than 30%"), ((0, 9, 0), "fewer")],
-)
-def test_what_cannot_be_is_refused(shape, why):
-    with pytest.raises(ValueError, match=why):
+@pytest.mark.parametrize("shape", [(10, 100, 150), (10, 100, 5000), (0, 9, 0)])
+def test_what_cannot_be_is_refused(shape):
+    with pytest.raises(ValueError, match="another number"):
         Shape(*shape)
-
-
-def test_too_small_is_refused():
-    with pytest.raises(ValueError, match="too few"):
-        Shape.of(999)
 
 
 def test_files_are_those_of_movielens_and_say_what_they_are(tmp_path):
@@ -144,10 +128,8 @@ def test_files_are_those_of_movielens_and_say_what_they_are(tmp_path):
     pd.testing.assert_frame_equal(stored, text, check_dtype=False)
     first = (folder / "ratings.csv").read_text(encoding="utf-8").splitlines()[1].split(",")
     assert len(first) == 4 and first[2][1] == "."
-    with pytest.raises(FileExistsError, match="new folder"):
+    with pytest.raises(FileExistsError):
         synthetic.write(folder, 20_000)
-    with pytest.raises(ValueError, match="csv and parquet"):
-        synthetic.write(tmp_path / "other", 20_000, formats=("xml",))
 
 
 def test_tastes_can_be_learned(spark, tmp_path):
