@@ -1,0 +1,186 @@
+"""The small LLM on this machine: what it answers, how it is named, and how it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+
+from conftest import ROOT
+from helpers import doctor, llm, local_model, prompts, ranking
+from helpers.replies import LocalStore
+from helpers.settings import Settings
+from research import scale, verbalizer
+
+pytestmark = pytest.mark.skipif(bool(local_model.missing()), reason=local_model.missing())
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    started = local_model.LocalServer(log=tmp_path_factory.mktemp("log") / "log")
+    started.address()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, server) -> Settings:
+    """An empty project whose local model is the one that runs."""
+    (tmp_path / "data" / "sample").mkdir(parents=True)
+    (tmp_path / "data" / "replies").mkdir()
+    monkeypatch.setattr(local_model, "server", lambda log: server)
+    return Settings(root=tmp_path)
+
+
+@pytest.fixture
+def live(project, server) -> Settings:
+    """The same model as a server that the environment names."""
+    address = server.address() + "/v1"
+    named = {"llm_base_url": address, "llm_model": local_model.NAME, "llm_timeout_s": 300.0}
+    return dataclasses.replace(project, llm_mode="live", llm_reply_tokens=600, **named)
+
+
+def candidates(n: int) -> pd.DataFrame:
+    return pd.DataFrame({"title": [f"Movie {i} (199{i})" for i in range(n)], "genres": "Comedy"})
+
+
+def test_it_answers_what_no_record_answers_under_its_own_name(project):
+    with llm.connect(project, local=True) as client:
+        first, again = llm.ask(client, QUESTION), llm.ask(client, QUESTION)
+    assert first.describe() == f"LLM reply, local, by {local_model.NAME}"
+    assert again.describe() == f"LLM reply, stored, by {local_model.NAME}"
+    assert first.text == again.text and "France" in first.text
+    with LocalStore(project.cache_dir / "replies.jsonl") as store:
+        (reply,) = store.all()
+    assert reply.model == local_model.NAME and reply.server == local_model.SERVER
+    with llm.connect(project) as client:  # an evaluation asks without it
+        assert llm.ask(client, [{"role": "user", "content": "Another."}]).kind == "no_reply"
+
+
+def test_each_mode_says_who_answers(project):
+    assert llm.mode(project) == "local" and local_model.NAME in llm.describe(project)
+    forced = dataclasses.replace(project, llm_mode="local")
+    with llm.connect(forced) as client:
+        assert llm.ask(client, QUESTION).source == "local"
+    for mode in ("recorded", "none"):
+        with llm.connect(dataclasses.replace(project, llm_mode=mode), local=True) as client:
+            assert llm.ask(client, [{"role": "user", "content": "Hm?"}]).kind == "no_reply"
+
+
+def test_a_tight_schema_gives_every_letter_a_place_and_every_text_an_end(project):
+    letters = ranking.letters(6)
+    asked = prompts.ranking_prompt("Likes comedies.", letters, candidates(6))
+    with llm.connect(project, local=True) as client:
+        outcome = llm.ask(client, asked, schema=ranking.RankingReply, letters=6)
+    assert outcome.kind == "ok" and len(outcome.value.ranking) == 6
+    assert {item.letter for item in outcome.value.ranking} <= set(letters)
+    assert all(len(item.reason) <= 200 for item in outcome.value.ranking)
+    with LocalStore(
+        project.cache_dir / "replies.jsonl"
+    ) as store:  # the record is of what was asked
+        (reply,) = store.all()
+    assert reply.request["response_format"] == llm.response_format(ranking.RankingReply)
+
+
+def test_the_plain_client_parses_with_it(project):
+    with llm.connect(project, local=True) as client:
+        asked = {"model": "any", "response_format": ranking.LetterRanking}
+        parsed = client.chat.completions.parse(messages=QUESTION, **asked).choices[0].message.parsed
+    assert isinstance(parsed, ranking.LetterRanking)
+
+
+def test_as_a_live_server_it_ranks_many_users_and_gives_logprobs(live):
+    title = [f"Movie {i} (1999)" for i in range(5)]
+    asked = verbalizer.letter_prompt(title, title)
+    with llm.connect(live) as client:
+        letter = verbalizer.letter_distribution(client, asked, 5, model=local_model.NAME)
+    assert letter.path == "logprobs" and letter.covered >= 3 and 0 < letter.mass <= 1
+    shown = [10, 20, 30]
+    prompt = "Rank the movies A, B and C as JSON: every letter once. Viewer "
+    users = [(i, shown, [{"role": "user", "content": f"{prompt}{i}."}]) for i in range(4)]
+    results = list(scale.rank_users(users, live, concurrency=4, progress=False))
+    assert {r.user for r in results} == {0, 1, 2, 3}
+    assert all(sorted(r.order) == shown for r in results if not r.failed)
+    assert all(r.kind in {"ok", "truncated", "repetition", "unreadable"} for r in results)
+
+
+def test_the_doctor_asks_it(live, monkeypatch):
+    environment = {"HELPERS_HOME": live.root, "OPENAI_BASE_URL": live.llm_base_url}
+    environment |= {"LLM_MODEL": live.llm_model, "LLM_TIMEOUT_S": 300}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    assert local_model.NAME in doctor.ask()
+
+
+def test_a_prompt_beyond_its_window_is_said(live):
+    with llm.connect(live).with_options(max_retries=0) as client:
+        outcome = llm.ask(client, [{"role": "user", "content": "word " * 9000}])
+    assert outcome.kind == "rejected" and "context size" in outcome.why
+    assert "make the prompt shorter" in outcome.why
+
+
+def test_an_answer_that_repeats_itself_is_a_kind_of_its_own():
+    message = {"role": "assistant", "content": "Well: " + "Movie (1999), " * 40}
+    answer = {"choices": [{"message": message, "finish_reason": "length"}], "model": "m"}
+    assert llm.outcome_of({"messages": QUESTION}, answer).kind == "repetition"
+
+
+@pytest.mark.parametrize("content", [b"GGUF" + b"\0" * 5000, b"no model", None])
+def test_a_file_that_cannot_be_loaded_is_one_sentence(tmp_path, content):
+    path = tmp_path / "model.gguf"
+    if content is None:  # cut
+        content = local_model.weights().open("rb").read(3_000_000)
+    path.write_bytes(content)
+    with pytest.raises(local_model.LocalModelError, match=r"model.gguf cannot be loaded"):
+        local_model.LocalServer(path).address()
+
+
+def test_without_its_packages_the_course_says_so_and_goes_on(project, monkeypatch):
+    monkeypatch.setattr(local_model.importlib.util, "find_spec", lambda _: None)
+    assert "xllamacpp is not installed" in local_model.missing()
+    assert llm.mode(project) == "none"
+    with llm.connect(project, local=True) as client:
+        assert llm.ask(client, QUESTION).kind == "no_reply"
+    assert "xllamacpp" in llm.describe(dataclasses.replace(project, llm_mode="local"))
+
+
+KERNEL = """
+import sys, time
+from helpers import local_model
+print(local_model.LocalServer().address(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_two_kernels_have_two_servers_and_a_killed_one_takes_its_own_along():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    start = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    kernels = [subprocess.Popen([sys.executable, "-c", KERNEL], **start) for _ in range(2)]
+    addresses = [kernel.stdout.readline() for kernel in kernels]
+    assert len(set(addresses)) == 2 and all(a.startswith("http://127.0.0.1") for a in addresses)
+    children = [psutil.Process(kernel.pid).children()[0] for kernel in kernels]
+    kernels[0].send_signal(signal.SIGKILL)
+    kernels[0].wait()
+    deadline = time.monotonic() + 20
+    while children[0].is_running() and children[0].status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the server outlives its kernel"
+        time.sleep(0.1)
+    assert children[1].is_running()
+    kernels[1].kill()
+    kernels[1].wait()
+
+
+def test_a_stopped_server_is_started_again(tmp_path):
+    server = local_model.LocalServer(log=tmp_path / "log")
+    first = server.address()
+    server.close()
+    assert server.address().startswith("http://127.0.0.1") and first
+    server.close()
