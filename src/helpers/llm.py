@@ -265,7 +265,7 @@ class RecordingTransport(httpx2.BaseTransport):
 
     def _by_local_model(self, request: httpx2.Request, body: Body) -> httpx2.Response:
         address = local_model.server(self.settings.cache_dir / "local_model.log").address()
-        asked = {**body, "model": local_model.NAME, "max_completion_tokens": local_model.LIMIT}
+        asked = local_model.request(body)
         asked = servers.tightened(asked, request.headers.get(servers.LETTERS), texts=True)
         with httpx2.Client(trust_env=False, timeout=local_model.TIMEOUT_S) as client:
             answer = client.post(f"{address}/v1{request.url.path.removeprefix('/v1')}", json=asked)

