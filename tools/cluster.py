@@ -40,12 +40,12 @@ def processes() -> Iterator[Callable[..., tuple[str, Process]]]:
         clients = ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED", "SPARK_MASTER")
         environment = {name: value for name, value in os.environ.items() if name not in clients}
         environment |= {"SPARK_HOME": str(HOME), "SPARK_LOCAL_IP": HERE, "SPARK_LOCAL_DIRS": folder}
-        environment |= {"SPARK_DAEMON_MEMORY": "256m"}
         environment.setdefault("PYSPARK_PYTHON", sys.executable)
 
         def start(pattern: str, script: str, *arguments: str) -> tuple[str, Process]:
             log = Path(folder) / f"{len(started)}.log"
             command = [str(HOME / "bin" / script), *arguments]
+            environment["SPARK_DAEMON_MEMORY"] = "1g" if script == "spark-submit" else "256m"
             with log.open("wb") as out:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment,
