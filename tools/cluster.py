@@ -28,12 +28,8 @@ WAIT_S = 120.0
 Process = subprocess.Popen[bytes]
 
 
-class ClusterError(RuntimeError):
-    """A process of the cluster did not start; the message says why."""
-
-
 @contextlib.contextmanager
-def processes(memory: str) -> Iterator[Callable[..., tuple[str, Process]]]:
+def processes() -> Iterator[Callable[..., tuple[str, Process]]]:
     """Give a function that starts a Spark class, and stop whatever it started.
 
     The function waits for a pattern in the log and returns its first group and the process.
@@ -44,12 +40,12 @@ def processes(memory: str) -> Iterator[Callable[..., tuple[str, Process]]]:
         clients = ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED", "SPARK_MASTER")
         environment = {name: value for name, value in os.environ.items() if name not in clients}
         environment |= {"SPARK_HOME": str(HOME), "SPARK_LOCAL_IP": HERE, "SPARK_LOCAL_DIRS": folder}
-        environment |= {"SPARK_DAEMON_MEMORY": memory}
         environment.setdefault("PYSPARK_PYTHON", sys.executable)
 
         def start(pattern: str, script: str, *arguments: str) -> tuple[str, Process]:
             log = Path(folder) / f"{len(started)}.log"
             command = [str(HOME / "bin" / script), *arguments]
+            environment["SPARK_DAEMON_MEMORY"] = "1g" if script == "spark-submit" else "256m"
             with log.open("wb") as out:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment,
@@ -59,7 +55,7 @@ def processes(memory: str) -> Iterator[Callable[..., tuple[str, Process]]]:
             until = time.monotonic() + WAIT_S
             while not (ready := re.search(pattern, log.read_text(errors="replace"))):
                 if process.poll() is not None or time.monotonic() > until:
-                    raise ClusterError(f"{command}: {start_fault(log.read_text()) or 'not ready'}")
+                    raise RuntimeError(f"{command}: {start_fault(log.read_text()) or 'not ready'}")
                 time.sleep(0.1)
             return ready[1], process
 
@@ -78,19 +74,19 @@ def kill(process: Process) -> None:
 
 
 @contextlib.contextmanager
-def local_cluster(count: int = 2, memory: str = "1g") -> Iterator[tuple[str, list[Process]]]:
-    """Start a master and workers of one core each; give the address and the workers."""
+def local_cluster(count: int = 2) -> Iterator[tuple[str, list[Process]]]:
+    """Start a master and workers of one core and 1 GB each; give the address and the workers."""
     deploy, here = "org.apache.spark.deploy", ("--host", HERE, "--port", "0", "--webui-port", "0")
-    with processes("256m") as start:
+    with processes() as start:
         ready = r"Starting Spark master at (spark://\S+)"
         master, _ = start(ready, "spark-class", f"{deploy}.master.Master", *here)
-        sizes, ready = ("--cores", "1", "--memory", memory), "(registered) with master"
+        sizes, ready = ("--cores", "1", "--memory", "1g"), "(registered) with master"
         worker = ("spark-class", f"{deploy}.worker.Worker", *here, *sizes, master)
         yield master, [start(ready, *worker)[1] for _ in range(count)]
 
 
 @contextlib.contextmanager
-def connect_server(master: str = "local[*]", memory: str = "1g") -> Iterator[str]:
+def connect_server(master: str = "local[*]") -> Iterator[str]:
     """Start a Spark Connect server and give its ``sc://`` address."""
     options = {
         "spark.connect.grpc.binding.address": HERE,
@@ -100,7 +96,7 @@ def connect_server(master: str = "local[*]", memory: str = "1g") -> Iterator[str
         "spark.executor.extraJavaOptions": "-Xss4m",
         "spark.ui.enabled": "false",
     }
-    with processes(memory) as start:
+    with processes() as start:
         conf = [text for item in options.items() for text in ("--conf", "=".join(item))]
         service = ("--class", "org.apache.spark.sql.connect.service.SparkConnectServer")
         ready = r"Spark Connect server started at: \S*:(\d+)"
@@ -112,16 +108,14 @@ def main() -> None:
     """Start a cluster or a Connect server and keep it until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2, help="number of workers (default: 2)")
-    parser.add_argument("--memory", default="1g", help="memory of each worker (default: 1g)")
     parser.add_argument("--connect", action="store_true", help="start a Connect server instead")
     chosen = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         if chosen.connect:
-            server = stack.enter_context(connect_server(memory=chosen.memory))
-            print(f"export SPARK_REMOTE={server}", flush=True)
+            line = f"export SPARK_REMOTE={stack.enter_context(connect_server())}"
         else:
-            master, _ = stack.enter_context(local_cluster(chosen.workers, chosen.memory))
-            print(f"export SPARK_MASTER={master}", flush=True)
+            line = f"export SPARK_MASTER={stack.enter_context(local_cluster(chosen.workers))[0]}"
+        print(line, flush=True)
         signal.pause()
 
 

@@ -6,11 +6,9 @@ The data: F. Maxwell Harper and Joseph A. Konstan 2015, doi 10.1145/2827872.
 
 from __future__ import annotations
 
-import contextlib
 import re
-import tempfile
 from collections import namedtuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 
 from helpers import releases
-from helpers.releases import NAME, SHA256, DataError, DownloadError, download, sha256
+from helpers.releases import NAME, SHA256, DataError, DownloadError, download, replacing, sha256
 from helpers.settings import Settings
 
 SCHEMAS = {
@@ -164,7 +162,7 @@ def _read(dataset: Dataset, table: str, nrows: int | None = None) -> pd.DataFram
     except (OSError, ValueError) as error:
         raise DataError(f"{path.name} cannot be read: {str(error).strip()}.") from None
     if list(text) != list(TABLES[table]):
-        header, wanted = ",".join(text)[:80], ",".join(TABLES[table])
+        header, wanted = ",".join(map(str, text))[:80], ",".join(TABLES[table])
         raise DataError(f"{path.name}, line 1 is {header!r}: it must be {wanted!r}.")
     return text
 
@@ -180,10 +178,7 @@ def _refuse(table: str, values: pd.Series, good: pd.Series) -> None:
 
 
 def load(spark: SparkSession, dataset: Dataset) -> Tables:
-    """Return the four tables as Spark data frames with :data:`SCHEMAS`.
-
-    Only headers and encodings are checked here; on a cluster every machine must see the folder.
-    """
+    """Return the four tables as Spark data frames; :func:`check` reads their values."""
     tables = []
     for table, schema in SCHEMAS.items():
         _read(dataset, table, nrows=None if table in ("movies", "tags") else 0)
@@ -225,15 +220,6 @@ def result_path(name: str, dataset: Dataset, settings: Settings | None = None) -
     settings = settings or Settings.from_env()
     other = settings.cache_dir / "results" / ("sample" if dataset.simulated else dataset.name)
     return (settings.results_dir if dataset.verified else other) / f"{name}.csv"
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; it takes the place of ``path`` only when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-        yield Path(folder) / path.name
-        (Path(folder) / path.name).replace(path)
 
 
 def save_result(

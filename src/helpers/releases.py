@@ -53,6 +53,15 @@ def new_folder(target: Path) -> Iterator[Path]:
             fresh.rename(target)
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to; it takes the place of ``path`` only when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        yield Path(folder) / path.name
+        (Path(folder) / path.name).replace(path)
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
@@ -80,8 +89,10 @@ def find(folder: Path, source: str) -> tuple[Path, tuple[str, ...]]:
         for names in FORMS:
             if all((place / name).is_file() for name in names):
                 return place, names
-    wanted = ", or ".join(" and ".join(names) for names in FORMS)
-    raise DataError(f"{source} names {folder}, which is no folder with {wanted}: correct it.")
+    if not folder.is_dir():
+        raise DataError(f"{source} names a folder that does not exist: {folder}.")
+    wanted = ", or ".join(", ".join(names) for names in FORMS)
+    raise DataError(f"The folder found by {source} lacks a file; wanted are {wanted}.")
 
 
 def convert(folder: Path, names: Sequence[str], cache: Path, tables: dict) -> Path:

@@ -14,11 +14,13 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import SparkSession
 
 from helpers.settings import Settings
 
+HERE = ("local", "spark://127.0.0.1:")  # masters on this machine
 JavaInfo = namedtuple("JavaInfo", "version path")
 
 
@@ -107,7 +109,7 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
             os.environ.update(environment)
 
 
-def sql_options(settings: Settings) -> dict[str, str]:
+def sql_options(settings: Settings) -> dict[str, Any]:
     """Return the options that decide numbers, in any kind of session."""
     return {
         "spark.sql.shuffle.partitions": str(settings.spark_partitions),
@@ -119,7 +121,7 @@ def sql_options(settings: Settings) -> dict[str, str]:
     }
 
 
-def process_options(settings: Settings) -> dict[str, str]:
+def process_options(settings: Settings) -> dict[str, Any]:
     """Return the options of a session whose driver is a JVM of this process."""
     options = {
         "spark.default.parallelism": str(settings.spark_partitions),
@@ -140,13 +142,9 @@ def process_options(settings: Settings) -> dict[str, str]:
         options["spark.executor.cores"] = str(settings.spark_executor_cores)
     if settings.spark_driver_host:
         options["spark.driver.host"] = settings.spark_driver_host
-    elif _is_here(settings):
+    elif settings.spark_master.startswith(HERE):
         options |= dict.fromkeys(("spark.driver.host", "spark.driver.bindAddress"), "127.0.0.1")
     return options
-
-
-def _is_here(settings: Settings) -> bool:
-    return settings.spark_master.startswith(("local", "spark://127.0.0.1:"))
 
 
 def _prepare(settings: Settings) -> None:
@@ -154,7 +152,7 @@ def _prepare(settings: Settings) -> None:
     if settings.spark_master.startswith("local"):  # the machine's own Spark is another one
         for name in [name for name in os.environ if re.match("(PY)?SPARK_|HADOOP_|YARN_", name)]:
             del os.environ[name]
-    if _is_here(settings):
+    if settings.spark_master.startswith(HERE):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
     # File names are UTF-8, and a random.py beside the notebook hides no module of the workers'.

@@ -72,7 +72,7 @@ def recommend_all(
     users = model.userFactors.select(F.col("id").alias("userId"), "features")
     users = users.join(marks, "userId", "left").withColumn("mean", F.lit(0.0))
     if remedy.shrinkage:
-        overall = train.agg(F.avg("rating")).first()[0]
+        overall = train.agg(F.avg("rating")).collect()[0][0]
         means = train.groupBy("userId").agg(F.avg("rating").alias("mean"))
         users = users.drop("mean").join(means, "userId", "left").fillna({"mean": overall})
     placed = parquet.bucketed(users, buckets)

@@ -133,8 +133,11 @@ def test_movielens_dir_comes_first_then_the_copy_then_a_download(home, folder, m
     for source in ("download", "data/ml-latest-small"):
         dataset = locate(home)
         assert (dataset.path, dataset.source) == (local, source)
-    with pytest.raises(DataError, match=r"^MOVIELENS_DIR names .*nowhere, which is no folder with"):
+    with pytest.raises(DataError, match="MOVIELENS_DIR names a folder that does not exist"):
         locate(dataclasses.replace(home, movielens_dir=folder / "nowhere"))
+    (folder / "links.csv").unlink()
+    with pytest.raises(DataError, match="The folder found by MOVIELENS_DIR lacks a file; wanted"):
+        locate(dataclasses.replace(home, movielens_dir=folder))
 
 
 def test_offline_gives_the_sample_and_says_why(home, monkeypatch):
