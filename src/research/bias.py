@@ -18,11 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from scipy.stats import kendalltau
 
 from helpers import answers, prompts, ranking
+from helpers.prompts import Messages
 from research import evaluation
-
-Messages = list[dict[str, str]]
-
-# --- the requests ---------------------------------------------------------------------------------
 
 
 def balanced_users(
@@ -60,10 +57,8 @@ def stranger(
     """
     others = [
         other
-        for other in sorted(histories)
-        if other != user
-        and len(histories[other]) >= at_least
-        and not set(histories[other]) & set(candidates)
+        for other, movies in sorted(histories.items())
+        if other != user and len(movies) >= at_least and not {*movies} & {*candidates}
     ]
     if not others:
         raise LookupError(f"No other user's history suits the candidates of user {user}.")
@@ -157,9 +152,6 @@ def content_free(
     return evaluation.history_prompt(history, labels or ranking.letters(n), blank)
 
 
-# --- what a place does ----------------------------------------------------------------------------
-
-
 def placed(shown: Mapping[int, Sequence[int]], orders: Mapping[int, Sequence[int]]) -> pd.DataFrame:
     """Return where each candidate stood and where it came out: ``userId, movieId, slot, rank``.
 
@@ -198,9 +190,6 @@ def slot_prior(orders_of_slots: Sequence[Sequence[int]], n: int) -> np.ndarray:
     return total / len(orders_of_slots)
 
 
-# --- how alike two lists are ----------------------------------------------------------------------
-
-
 def agreement(
     left: Mapping[int, Sequence[int]], right: Mapping[int, Sequence[int]], k: int = 5
 ) -> pd.DataFrame:
@@ -214,9 +203,6 @@ def agreement(
         rows[user] = (float(tau.statistic), len(common) / k)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["tau", "overlap"])
     return table.rename_axis("userId")
-
-
-# --- popularity -----------------------------------------------------------------------------------
 
 
 def gini(counts: np.ndarray) -> float:

@@ -1,16 +1,17 @@
 """Items as text: what is written about a movie, a search engine over it, and titles found again.
 
-Needs the ``llamarec`` extra (``bm25s``, ``rapidfuzz``); notebook 08 introduces it. Titles and tags
-are untrusted text: they are shortened and stripped of control characters, and never decide anything
-but a score.
+Needs the ``llamarec`` extra; notebook 08 introduces it. Titles and tags are untrusted text: they
+are cleaned, cut, and never decide anything but a score.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -32,28 +33,21 @@ def clean(text: object, limit: int = MAX_TITLE) -> str:
 def item_texts(
     movies: pd.DataFrame, tags: pd.DataFrame | None = None, held_out: pd.DataFrame | None = None
 ) -> pd.Series:
-    """Return one line of text per movie: title, genres, and viewers' tags.
+    """Return one line of text per movie, indexed by ``movieId``: title, genres, and viewers' tags.
 
-    Args:
-        movies: the catalogue (``movieId, title, genres``).
-        tags: ``userId, movieId, tag``; the 15 most frequent of a movie are kept, in any script, an
-            empty or missing tag is dropped.
-        held_out: pairs of ``userId, movieId`` whose tags are left out: a user's own words about
-            a test item must not help to find it.
-
-    Returns:
-        Strings indexed by ``movieId``, in the order of ``movies``.
+    Of ``tags`` (``userId, movieId, tag``) the 15 most frequent of a movie are kept. Those of the
+    pairs in ``held_out`` (``userId, movieId``) are left out: a user's own words about a test item
+    must not help to find it.
     """
-    words: dict[int, str] = {}
+    words = {}
     if tags is not None and len(tags):
         kept = tags.dropna(subset=["tag"])
         if held_out is not None:
             pairs = pd.MultiIndex.from_frame(held_out[["userId", "movieId"]])
             kept = kept.loc[~pd.MultiIndex.from_frame(kept[["userId", "movieId"]]).isin(pairs)]
         kept = kept.assign(tag=kept["tag"].map(lambda tag: clean(tag, 60).lower()))
-        kept = kept.loc[kept["tag"] != ""]
-        counts = kept.groupby(["movieId", "tag"]).size().rename("n").reset_index()
-        counts = counts.sort_values(["movieId", "n", "tag"], ascending=[True, False, True])
+        counts = kept.loc[kept["tag"] != ""].value_counts(["movieId", "tag"]).reset_index()
+        counts = counts.sort_values(["movieId", "count", "tag"], ascending=[True, False, True])
         first = counts.groupby("movieId").head(MAX_TAGS)
         words = first.groupby("movieId")["tag"].agg(", ".join).to_dict()
     lines = {}
@@ -68,46 +62,30 @@ class Search:
     """BM25 (Robertson and Zaragoza 2009) over the texts of items, by ``bm25s`` (Lù 2024)."""
 
     def __init__(self, texts: pd.Series) -> None:
-        """Index ``texts``, strings indexed by ``movieId``.
-
-        Raises:
-            ValueError: there is no text.
-        """
-        if texts.empty:
-            raise ValueError("There is nothing to search: texts is empty.")
+        """Index ``texts``, strings indexed by ``movieId``."""
         self.movie_ids = texts.index.to_numpy()
         self._index = bm25s.BM25()
         self._index.index(self._tokens(texts.tolist()), show_progress=False)
 
     @staticmethod
-    def _tokens(texts: list[str]) -> list[list[str]]:
-        # Numbers of one digit and words of one letter count: "Toy Story 2".
-        return bm25s.tokenize(
-            texts, token_pattern=r"(?u)\b\w+\b", return_ids=False, show_progress=False
-        )
-
-    def scores(self, query: str) -> np.ndarray:
-        """Return the score of every item, shape (n_items,), rounded so that ties are ties."""
-        tokens = self._tokens([query])[0]
-        if not tokens:
-            return np.zeros(len(self.movie_ids))
-        return np.round(self._index.get_scores(tokens).astype(float), 4)
+    def _tokens(texts: list[str]) -> Any:
+        pattern = r"(?u)\b\w+\b"  # numbers of one digit and words of one letter too: "Toy Story 2"
+        return bm25s.tokenize(texts, token_pattern=pattern, return_ids=False, show_progress=False)
 
     def top(self, query: str, n: int = 20) -> list[int]:
         """Return the best ``n`` items that match at all, as movieIds, ties to the lower one."""
-        scores = self.scores(query)
+        tokens = self._tokens([query])[0]
+        if not tokens:
+            return []
+        scores = np.round(self._index.get_scores(tokens).astype(float), 4)
         order = np.lexsort((self.movie_ids, -scores))[:n]
         return [int(self.movie_ids[place]) for place in order if scores[place] > 0]
 
 
 def interleave(lists: Sequence[Sequence[int]]) -> list[int]:
     """Return the items of several lists, first all first places, then all second, each once."""
-    longest = max((len(one) for one in lists), default=0)
-    mixed = [one[place] for place in range(longest) for one in lists if place < len(one)]
-    return list(dict.fromkeys(mixed))
-
-
-# --- titles found again -----------------------------------------------------------------------
+    places = itertools.zip_longest(*lists)
+    return list(dict.fromkeys(item for items in places for item in items if item is not None))
 
 
 def normal(name: str) -> str:
@@ -120,19 +98,19 @@ def normal(name: str) -> str:
 def names_of(title: str) -> list[str]:
     """Return the names by which a MovieLens title may be called, normalised.
 
-    ``"City of Lost Children, The (Cité des enfants perdus, La) (1995)"`` gives both names, each
-    with its article dropped or moved to the front.
+    "City of Lost Children, The (Cité des enfants perdus, La) (1995)" gives both names, each with
+    its article dropped or moved to the front.
     """
     bare = re.sub(r"\s*\(\d{4}[^)]*\)\s*$", "", title)
     inside = [re.sub(r"^a\.?k\.?a\.?\s*", "", part) for part in re.findall(r"\(([^()]*)\)", bare)]
     outside = re.sub(r"\s*\([^()]*\)", "", bare)
     # "Star Wars: Episode IV - A New Hope" is called by its first or its last part.
     episode = re.match(r"(.+): Episode [IVX]+ - (.+)$", outside)
-    found = []
+    names = []
     for name in [outside, *inside, *(episode.groups() if episode else ())]:
         moved = re.match(rf"(.*), ({ARTICLES})$", name.strip(), re.IGNORECASE)
-        found += [normal(f"{moved[2]} {moved[1]}"), normal(moved[1])] if moved else [normal(name)]
-    return [name for name in dict.fromkeys(found) if name]
+        names += [normal(f"{moved[2]} {moved[1]}"), normal(moved[1])] if moved else [normal(name)]
+    return [name for name in dict.fromkeys(names) if name]
 
 
 NUMERALS = {"ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6", "vii": "7", "viii": "8"}
@@ -156,13 +134,7 @@ class Titles:
     """Finds the movie that somebody means by a title and a year."""
 
     def __init__(self, movies: pd.DataFrame, cutoff: float = 88.0) -> None:
-        """Index a catalogue (``movieId, title``).
-
-        Args:
-            movies: the catalogue.
-            cutoff: the least similarity, 0 to 100, of ``rapidfuzz.fuzz.ratio`` (100 minus the
-                normalised number of insertions and deletions).
-        """
+        """Index ``movieId, title``; ``cutoff`` is the least ``rapidfuzz.fuzz.ratio``, 0 to 100."""
         self.cutoff = cutoff
         self._by_year: dict[int, list[tuple[str, int]]] = {}
         for movie_id, title in movies[["movieId", "title"]].itertuples(index=False):
@@ -186,9 +158,8 @@ class Titles:
         best = Match(None, "unknown", 0.0)
         for name in wanted:
             allowed = [pair for pair in near if _numbers(pair[0]) == _numbers(name)]
-            found = process.extractOne(
-                name, [other for other, _ in allowed], scorer=fuzz.ratio, score_cutoff=self.cutoff
-            )
-            if found and found[1] > best.score:
-                best = Match(allowed[found[2]][1], "similar", float(found[1]))
+            others = [other for other, _ in allowed]
+            hit = process.extractOne(name, others, scorer=fuzz.ratio, score_cutoff=self.cutoff)
+            if hit and hit[1] > best.score:
+                best = Match(allowed[hit[2]][1], "similar", float(hit[1]))
         return best

@@ -1,10 +1,8 @@
 """A local server that takes its time, to measure a client with. It is no LLM and ranks nothing.
 
 It answers every chat request after ``latency`` seconds with the candidates in the order in which
-the prompt shows them, under the model name :data:`MODEL`. What a client does (how many requests at
-once, how many a second, what after a kill) can be seen without a key; whether a ranking is good
-cannot, and no quality may be computed from its answers. It runs in a process of its own: in the
-client's process the two would share one interpreter, and a killed client would take it along.
+the prompt shows them: what a client does can be seen without a key, quality cannot. It runs in a
+process of its own: it must not share the client's interpreter, nor end when the client is killed.
 """
 
 from __future__ import annotations
@@ -19,14 +17,14 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 MODEL = "stand-in, not an LLM"
 
-_SEEN: dict[str, int] = {}
+_PROMPTS: list[str] = []
 
-Reply = tuple[int, bytes, dict[str, str]]
-"""Status, body and further headers of an answer."""
+Reply = tuple[int, bytes, dict[str, str]]  # status, body and further headers of an answer
 
 
 @dataclass(frozen=True)
@@ -52,55 +50,36 @@ class StandIn:
 
 @contextlib.contextmanager
 def standin(latency: float = 0.2) -> Iterator[StandIn]:
-    """Run the server on a free port of this machine until the block ends.
-
-    Args:
-        latency: seconds between a request and its answer.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "research.standin", str(latency)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield StandIn(f"http://127.0.0.1:{int(process.stdout.readline())}/v1")
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+    """Run the server on a free port until the block ends; it answers after ``latency`` seconds."""
+    command = [sys.executable, "-m", "research.standin", str(latency)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield StandIn(f"http://127.0.0.1:{int(process.stdout.readline())}/v1")
+        finally:
+            process.kill()
 
 
 def _answer(body: dict) -> Reply:
     prompt = "\n".join(str(message["content"]) for message in body["messages"])
-    _SEEN[prompt] = _SEEN.get(prompt, 0) + 1
+    _PROMPTS.append(prompt)
     _, _, shown = prompt.rpartition("<candidates>\n")
-    letters = re.findall(r"^([A-Z]+) \|", shown, re.MULTILINE)
-    said = json.dumps({"ranking": letters})
-    usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(said) // 4}
+    ranking = json.dumps({"ranking": re.findall(r"^([A-Z]+) \|", shown, re.MULTILINE)})
+    message = {"role": "assistant", "content": ranking}
+    usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(ranking) // 4}
     usage["total_tokens"] = sum(usage.values())
-    message = {"role": "assistant", "content": said}
-    reply = {
-        "id": "stand-in",
-        "object": "chat.completion",
-        "created": 0,
-        "model": MODEL,
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": usage,
-    }
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    reply = {"id": "stand-in", "object": "chat.completion", "created": 0, "model": MODEL}
+    reply |= {"choices": choices, "usage": usage}
     return 200, json.dumps(reply).encode(), {}
 
 
-async def serve(
-    answer: Callable[[dict], Reply], told: Callable[[int], dict], latency: float
-) -> None:
-    """Serve on a free port of this machine and print it: the wire part of a server for tests.
+async def serve(answer: Callable[[dict], Reply], told: Callable[[int], Any], latency: float):
+    """Serve on a free port of this machine and print it.
 
-    Args:
-        answer: from the JSON body of a POST to its reply, which is sent ``latency`` seconds later.
-        told: from the most requests at one time so far to what a GET is answered with.
-        latency: seconds.
+    ``answer`` makes the reply to the JSON body of a POST, sent ``latency`` seconds later; ``told``
+    makes what a GET is answered with, from the most requests at one time so far.
     """
     level = [0, 0]  # requests being answered now, and the most at one time
 
@@ -130,12 +109,12 @@ async def serve(
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()  # ends when the process that started this one does, however it ends
+    sys.stdin.read()  # ends when the process that started this one does
     os._exit(0)
 
 
-def _told(most: int) -> dict:
-    return {"requests": sum(_SEEN.values()), "prompts": len(_SEEN), "most_at_once": most}
+def _told(most: int) -> dict[str, int]:
+    return asdict(Log(len(_PROMPTS), len(set(_PROMPTS)), most))
 
 
 if __name__ == "__main__":

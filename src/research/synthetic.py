@@ -9,13 +9,13 @@ and that tastes have a low rank, so that matrix factorisation has something to l
   cut where one user would have rated 30 % of the catalogue.
 - A movie's chance to be picked falls with its rank as ``(rank + offset) ** -exponent``
   (Zipf and Mandelbrot), and is higher for users whose strongest taste it meets.
-- stars = 3.5 + user bias + movie bias + taste . character + noise, in halves from 0.5 to 5, where
-  taste and character are vectors with one number per genre.
+- stars = 3.5 + user bias + movie bias + taste . character + noise, in halves from 0.5 to 5; taste
+  and character have one number per genre.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,8 +125,7 @@ def _counts(shape: Shape, random: np.random.Generator) -> np.ndarray:
 def parts(world: World, seed: int = 0, part: int = PART) -> Iterator[pa.Table]:
     """Make the ratings of some users after the others', about ``part`` ratings at a time.
 
-    Columns and types are those of :data:`helpers.data.SCHEMAS`; rows are ordered by user and movie,
-    as in MovieLens. A user is in one part only.
+    Columns, types and the order of rows are those of MovieLens. A user is in one part only.
     """
     # Running sums of the movies' chances, a row for each strongest taste. Row g runs from g to
     # g + 1, so that one search in the flattened table serves all users.
@@ -154,13 +153,9 @@ def _part(
     stars += np.einsum("ij,ij->i", world.taste[user], world.character[movie])
     stars += random.normal(0, 0.65, len(user)).astype(np.float32)
     halves = np.clip(np.round(stars * 2), 1, 10) / 2
-    columns = {
-        "userId": (user + 1).astype(np.int32),
-        "movieId": (movie + 1).astype(np.int32),
-        "rating": halves.astype(np.float32),
-        "timestamp": seconds,
-    }
-    return pa.table(columns)
+    ids = (user + 1).astype(np.int32), (movie + 1).astype(np.int32)
+    columns = [*ids, halves.astype(np.float32), seconds]
+    return pa.table(columns, names=["userId", "movieId", "rating", "timestamp"])
 
 
 def _picks(
@@ -168,9 +163,8 @@ def _picks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return users and movies, each pair once, in the order in which each user picks.
 
-    To draw again where a movie came before is to draw without replacement. Users with many ratings
-    would draw again too often: they get the movies that arrive first when each arrives at a rate
-    equal to its chance, which is the same law.
+    Light users draw again where a movie came before. Heavy users get the movies that arrive first
+    when each arrives at a rate equal to its chance, which is the same law.
     """
     movies, favourite = world.shape.movies, world.taste[users].argmax(axis=1)
     need = world.counts[users]
@@ -214,20 +208,12 @@ def _times(counts: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def write(
-    folder: Path,
-    ratings: int,
-    seed: int = 0,
-    *,
-    formats: tuple[str, ...] = ("csv", "parquet"),
-    part: int = PART,
+    folder: Path, ratings: int, seed: int = 0, *, formats: Collection[str], part: int = PART
 ) -> Shape:
     """Write a data set into a new folder, and the file ``SIMULATED`` that says what it is.
 
-    The ratings go to ``ratings.csv``, to the folder ``ratings.parquet`` with a file for each part,
-    or to both (``formats``); the other three tables are always CSV. Memory grows with ``part``.
-
-    Raises:
-        FileExistsError: the folder exists.
+    The ratings go to ``ratings.csv`` or the folder ``ratings.parquet`` with a file for each part
+    (``formats``); the other three tables are always CSV. Memory grows with ``part``.
     """
     shape = Shape.of(ratings)
     world = make_world(shape, seed)
@@ -239,17 +225,15 @@ def write(
         (folder / "ratings.csv").write_text(header, encoding="utf-8")
     if "parquet" in formats:
         (folder / "ratings.parquet").mkdir()
+    options = pacsv.WriteOptions(include_header=False, quoting_style="none")
+    halves = pa.array([f"{half / 2:.1f}" for half in range(11)])  # 4.0, not 4
     for number, table in enumerate(parts(world, seed, part)):
-        if "csv" in formats:
-            text = pa.array([f"{half / 2:.1f}" for half in range(11)])  # 4.0, not 4
-            halves = (table["rating"].to_numpy() * 2).astype(np.int64)
-            options = pacsv.WriteOptions(include_header=False, quoting_style="none")
-            with (folder / "ratings.csv").open("ab") as file:
-                pacsv.write_csv(
-                    table.set_column(2, "rating", text.take(pa.array(halves))), file, options
-                )
         if "parquet" in formats:
             pq.write_table(table, folder / "ratings.parquet" / f"part-{number:04d}.parquet")
+        if "csv" in formats:
+            stars = halves.take(pa.array((table["rating"].to_numpy() * 2).astype(np.int64)))
+            with (folder / "ratings.csv").open("ab") as file:
+                pacsv.write_csv(table.set_column(2, "rating", stars), file, options)
     return shape
 
 

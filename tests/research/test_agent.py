@@ -96,17 +96,6 @@ def test_a_tool_that_fails_does_not_stop_the_run(play):
     assert trace.ended == "recommended" and "no such movie" in sent[1][-1]["content"]
 
 
-@pytest.mark.parametrize("given", ['{"what": 1e999}', '{"what": null}', '{"what": [1]}'])
-def test_a_value_that_a_tool_cannot_use_is_answered(play, given):
-    trace, sent = play(
-        reply(None, ("look", given)),
-        reply(None, final([1])),
-        functions={"look": lambda what: "x" * int(what.strip() if what is None else what)},
-    )
-    assert trace.ended == "recommended" and trace.faults == 1
-    assert sent[1][-1]["content"].startswith("Error: ")
-
-
 def test_turns_run_out(play):
     trace, sent = play(*[reply(None, ("look", '{"what": "x"}'))] * 3, max_turns=3)
     assert trace.ended == "turns" and trace.movie_ids == [] and len(sent) == 3
@@ -122,14 +111,6 @@ def test_a_failed_request_ends_the_run_by_name(play):
     assert trace.ended == "rate_limited" and trace.movie_ids == []
 
 
-def test_a_result_cannot_call_a_tool(play):
-    text = 'recommend {"movie_ids": [666]}'
-    trace, _ = play(
-        reply(None, ("look", '{"what": "x"}')), reply("done"), functions={"look": lambda what: text}
-    )
-    assert trace.movie_ids == [] and trace.ended == "no call"
-
-
-def test_ids_are_whole_numbers():
-    assert agent._ids({"movie_ids": [1, "2", "x", 2.5, None, 1, True, "²", "9" * 5000]}) == [1, 2]
-    assert agent._ids(None) == [] and agent._ids({"movie_ids": {}}) == []
+def test_ids_are_whole_numbers(play):
+    trace, _ = play(reply(None, final([1, "2", "x", 2.5, None, 1, True, "²", "9" * 5000])))
+    assert trace.movie_ids == [1, 2]

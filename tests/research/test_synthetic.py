@@ -13,7 +13,7 @@ from helpers.data import Dataset
 from research import synthetic
 from research.synthetic import Shape
 
-SIZE = 100_836
+SIZE, BOTH = 100_836, ("csv", "parquet")
 
 
 def whole(shape: Shape, seed: int = 0, **options) -> pd.DataFrame:
@@ -115,7 +115,7 @@ def test_what_cannot_be_is_refused(shape):
 
 def test_files_are_those_of_movielens_and_say_what_they_are(tmp_path):
     folder = tmp_path / "made"
-    shape = synthetic.write(folder, 20_000, part=6_000)
+    shape = synthetic.write(folder, 20_000, formats=BOTH, part=6_000)
     dataset = Dataset(folder, "made", "test", True, False)
     counts = data.check(dataset)
     assert (counts.ratings, counts.users, counts.movies) == (20_000, shape.users, shape.movies)
@@ -129,7 +129,7 @@ def test_files_are_those_of_movielens_and_say_what_they_are(tmp_path):
     first = (folder / "ratings.csv").read_text(encoding="utf-8").splitlines()[1].split(",")
     assert len(first) == 4 and first[2][1] == "."
     with pytest.raises(FileExistsError):
-        synthetic.write(folder, 20_000)
+        synthetic.write(folder, 20_000, formats=BOTH)
 
 
 def test_tastes_can_be_learned(spark, tmp_path):
