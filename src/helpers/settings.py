@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import re
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +26,18 @@ class SettingsError(ValueError):
 
 
 def versions(*packages: str) -> str:
-    """Return Python's version and those of packages, such as ``Python 3.11.7, pandas 2.3.3``."""
-    named = (f"{package} {metadata.version(package)}" for package in packages)
+    """Return Python's version and those of packages, such as ``Python 3.11.7, pandas 2.3.3``.
+
+    Raises:
+        ImportError: one is missing; the sentence names the kernel's Python.
+    """
+    try:
+        named = [f"{package} {metadata.version(package)}" for package in packages]
+    except metadata.PackageNotFoundError as error:
+        raise ImportError(
+            f"{sys.executable} lacks {error.name}: install what this notebook's opening asks for, "
+            "or choose the kernel of the Python that has it."
+        ) from None
     return ", ".join([f"Python {platform.python_version()}", *named])
 
 

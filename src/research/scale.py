@@ -306,6 +306,7 @@ def import_batch(
             name = model or str(answer.get("model", ""))
             store.put(wanted[key], answer, model=name, server="batch")
             again.pop(key, None)
+    again = {key: why for key, why in again.items() if store.get(key, fault=llm.usable) is None}
     return BatchReport(len(wanted) - len(again), again)
 
 

@@ -66,11 +66,11 @@ def test_a_full_disk_leaves_the_old_table(tiny_disk, sample, settings):
 
 
 def test_a_full_disk_loses_no_stored_reply(tiny_disk):
-    path = tiny_disk / "replies"
+    path, answer = tiny_disk / "replies", {"choices": [{"message": {"content": "yes"}}]}
     with replies.LocalStore(path) as store:
-        store.put({"messages": "first"}, {"choices": []})
+        store.put({"messages": "first"}, answer)
         with pytest.raises(OSError, match=r"full|No space left"):
-            store.put({"messages": "second" * 100_000}, {"choices": []})
+            store.put({"messages": "second" * 100_000}, answer)
     with replies.LocalStore(path) as store:
         assert [reply.request["messages"] for reply in store.all()] == ["first"]
 
@@ -93,7 +93,7 @@ def test_a_killed_kernel_is_named_and_the_next_run_goes_on(tmp_path, settings, c
         f"folder = Path({str(tmp_path)!r})\n"
         "store = replies.LocalStore(folder / 'replies')\n"
         "print(len(store.all()), 'kept')\n"
-        "store.put({'messages': 'asked'}, {'choices': []})"
+        "store.put({'messages': 'asked'}, {'choices': [{'message': {}}]})"
     )
     second = (
         "with data.replacing(folder / 'table.csv') as fresh:\n"
