@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -115,8 +116,7 @@ class LocalServer:
 
 def serve(model: str) -> None:
     """Serve until standard input ends; prints the address when the model is loaded."""
-    import xllamacpp
-
+    xllamacpp: Any = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = model
     params.model_alias = {NAME if Path(model) == weights() else Path(model).stem}

@@ -278,7 +278,7 @@ def audit_profile(
     Returns:
         One row per claim, the summary first: ``field, claim, movie_ids, verdict, why``.
     """
-    catalogue = set("|".join([*liked["genres"], *disliked["genres"]]).split("|"))
+    catalogue: set[str] = set("|".join([*liked["genres"], *disliked["genres"]]).split("|"))
     rows = [("summary", profile.summary, [], *_verdict(_person(profile.summary)))]
     for field in ("genres", "eras", "themes", "dislikes"):
         allowed = (disliked if field == "dislikes" else liked).set_index("movieId")
