@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from scipy.stats import kendalltau
 
 from helpers import answers, prompts, ranking
@@ -64,10 +64,9 @@ def stranger(
     return random.Random(seed * 1_000_003 + user).choice(others)
 
 
-class LabelRanking(BaseModel):
+class LabelRanking(BaseModel, extra="forbid"):
     """All candidates by their label, best first."""
 
-    model_config = ConfigDict(extra="forbid")
     ranking: list[str]
 
 

@@ -5,46 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from helpers.prompts import Messages, candidate_line, quote
 
 
-class NamedMovie(BaseModel):
+class NamedMovie(BaseModel, extra="forbid"):
     """One movie that the LLM names by itself."""
 
-    model_config = ConfigDict(extra="forbid")
     title: str = Field(description="usual English title, article first, without the year")
     year: int = Field(description="the year of first release anywhere")
 
 
-class NamedMovies(BaseModel):
+class NamedMovies(BaseModel, extra="forbid"):
     """The answer of an LLM that recommends without candidates, best first."""
 
-    model_config = ConfigDict(extra="forbid")
     movies: list[NamedMovie]
 
 
-class Queries(BaseModel):
+class Queries(BaseModel, extra="forbid"):
     """The answer of an LLM that writes search queries, the most promising first."""
 
-    model_config = ConfigDict(extra="forbid")
     queries: list[str]
 
 
-class Citation(BaseModel):
+class Citation(BaseModel, extra="forbid"):
     """Why one candidate is recommended, with the line of the history that speaks for it."""
 
-    model_config = ConfigDict(extra="forbid")
     letter: str = Field(description="the candidate's letter")
     line: int = Field(description="the number at the start of a line of the history")
     reason: str = Field(description="why, at most 20 words")
 
 
-class CitedRanking(BaseModel):
+class CitedRanking(BaseModel, extra="forbid"):
     """A ranking by letter with a reason for each of the first five."""
 
-    model_config = ConfigDict(extra="forbid")
     ranking: list[str]
     reasons: list[Citation]
 
