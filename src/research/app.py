@@ -71,7 +71,6 @@ class Person:
     ``llm_order`` holds movieIds, ``None`` without a usable reply; ``notice`` says what came whence.
     """
 
-    rated: pd.DataFrame
     liked: pd.DataFrame
     profile: str
     notice: str
@@ -127,7 +126,7 @@ class Pipeline:
         notice, kept = f"Profile: {reply.describe()}", "the retriever's order is kept."
         if reply.value is None:
             table = prompts.taste_table(rated).round(2).to_string(index=False)
-            return Person(rated, liked, table, f"{notice}; a plain table stands in, and {kept}")
+            return Person(liked, table, f"{notice}; a plain table stands in, and {kept}")
         audit = prompts.audit_profile(reply.value, liked, disliked)
         profile = prompts.profile_as_text(reply.value, audit)
         order = self.candidates(user)["movieId"].tolist()
@@ -140,11 +139,11 @@ class Pipeline:
         flagged = int((audit["verdict"] == "flagged").sum())
         notice += f", {flagged} of its claims left out. Ranking: {reply.describe()}"
         if result.failed:
-            return Person(rated, liked, profile, f"{notice}; {kept}")
+            return Person(liked, profile, f"{notice}; {kept}")
         reasons = {shown[position]: why for position, why in result.reasons.items()}
         llm_order = [shown[position] for position in result.order]
         notice += f", repairs: {result.repairs.total}."
-        return Person(rated, liked, profile, notice, llm_order, reasons)
+        return Person(liked, profile, notice, llm_order, reasons)
 
     def candidates(self, user: int) -> pd.DataFrame:
         """Return the retriever's ten movies (``rank, movieId, score, title``), or raise if none."""
@@ -243,10 +242,9 @@ class App:
         self.thumbs = {}
         self.show()
 
-    def press(self, movie: int, way: str) -> None:
-        """Give a movie a thumb ``up`` or ``down``, or take it back if it has the same already."""
-        if self.thumbs.pop(movie, None) != way:
-            self.thumbs[movie] = way
+    def rate(self, movie: int, thumb: str) -> None:
+        """Give a movie a thumb ``up`` or ``down``, or take it back (an empty one)."""
+        self.thumbs[movie] = thumb
         self.show()
 
     def choice(self) -> dict[str, Any]:
@@ -264,24 +262,21 @@ class App:
         else:
             notice, lines = person.notice, [self._line(row) for row in table.itertuples()]
             liked = person.liked[["title", "rating"]].head(8).to_html(index=False, border=0)
+            profile = f"<pre>{html.escape(person.profile)}</pre>"
             about = (
-                f"<h3>Likes ({len(person.liked)} of {len(person.rated)} ratings)</h3>{liked}"
-                f"<h3>Profile</h3><pre>{html.escape(person.profile)}</pre>"
+                f"<h3>Likes (first 8 of {len(person.liked)})</h3>{liked}<h3>Profile</h3>{profile}"
             )
         self.notice.value = f"{STYLE}<p class='notice' role='status'>{html.escape(notice)}</p>"
         self.ranked.children, self.about.value = lines, about
 
     def _line(self, row: Any) -> ipywidgets.HBox:
-        """Return one movie of the list with its two thumbs."""
-        buttons, layout = [], {"width": "76px", "flex": "0 0 auto"}
-        for way in ("up", "down"):
-            tip, style = f"{way}: {row.title}", "primary" if row.thumb == way else ""
-            button = ipywidgets.Button(
-                description=way, tooltip=tip, button_style=style, layout=layout
-            )
-            button.on_click(lambda pressed: self.press(row.movieId, pressed.description))
-            buttons.append(button)
-        return ipywidgets.HBox([*buttons, ipywidgets.HTML(row_html(row))])
+        """Return one movie of the list with its thumbs."""
+        options = [("up", "up"), ("none", ""), ("down", "down")]
+        style = {"button_width": "52px"}
+        thumbs = ipywidgets.ToggleButtons(options=options, value=row.thumb, style=style)
+        thumbs.layout.flex = "0 0 auto"
+        thumbs.observe(lambda change: self.rate(row.movieId, change["new"]), names="value")
+        return ipywidgets.HBox([thumbs, ipywidgets.HTML(row_html(row))])
 
 
 def build(pipeline: Pipeline, user: int | None = None) -> ipywidgets.VBox:

@@ -101,7 +101,7 @@ def month_of(timestamp: int) -> str:
     return f"{when.month_name()} {when.year}"
 
 
-def _told(history: pd.DataFrame, total: int, month: str | None, numbered: bool = False) -> str:
+def _ratings(history: pd.DataFrame, total: int, month: str | None, numbered: bool = False) -> str:
     """Return the block with the viewer's last ratings, or the words that say there are none."""
     date = f"It is {month}. " if month else ""
     if history.empty:
@@ -134,7 +134,7 @@ def open_prompt(history: pd.DataFrame, total: int, month: str, n: int = 20) -> M
     ``history`` holds the viewer's last ratings in order (``title, genres, rating``) of ``total``;
     ``month`` is that of the last one (:func:`month_of`): nothing released later is asked for.
     """
-    text = f"{_told(history, total, month)}\n\n{OPEN_RULES.format(n=n, sitting=SITTING)}"
+    text = f"{_ratings(history, total, month)}\n\n{OPEN_RULES.format(n=n, sitting=SITTING)}"
     return [{"role": "system", "content": OPEN_SYSTEM}, {"role": "user", "content": text}]
 
 
@@ -144,7 +144,7 @@ def query_prompt(history: pd.DataFrame, total: int, month: str, n: int = 8) -> M
     For the arguments see :func:`open_prompt`.
     """
     rules = QUERY_RULES.format(n=n, sitting=SITTING, genres=", ".join(GENRES))
-    text = f"{_told(history, total, month)}\n\n{rules}"
+    text = f"{_ratings(history, total, month)}\n\n{rules}"
     return [{"role": "system", "content": QUERY_SYSTEM}, {"role": "user", "content": text}]
 
 
@@ -154,7 +154,7 @@ def cited_prompt(
     """Return the ranking prompt that asks which line of the history speaks for a candidate."""
     rows = zip(letters, movies["title"], movies["genres"], strict=True)
     text = f"""\
-{_told(history, total, None, numbered=True)}
+{_ratings(history, total, None, numbered=True)}
 
 Each line below is: letter | title | genres.
 <candidates>

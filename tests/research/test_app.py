@@ -148,22 +148,22 @@ def test_a_stored_reply_that_is_no_profile_is_not_used(retriever, tables, home):
 def test_controls_show_what_the_pipeline_gives(pipeline):
     shown = app.App(pipeline, 12)
 
-    def press(place, way):
-        shown.ranked.children[place].children[way].click()
+    def press(place, thumb):
+        shown.ranked.children[place].children[0].value = thumb
 
     def check():
         table = pipeline.ranked(**shown.choice())
-        lines = [line.children[2].value for line in shown.ranked.children]
+        lines = [line.children[1].value for line in shown.ranked.children]
         assert lines == [app.row_html(row) for row in table.itertuples()] and len(lines) == 10
 
     check()
     shown.weight.value = 1.0
     check()
-    press(3, 0)
-    press(9, 1)
+    press(3, "up")
+    press(9, "down")
     check()
     assert len(shown.choice()["up"]) == len(shown.choice()["down"]) == 1
-    press(0, 0)  # the same thumb again takes it back
+    press(0, "")  # taken back
     assert shown.choice()["up"] == []
     shown.user.value = 3  # another user begins without thumbs
     assert shown.choice()["down"] == [] and shown.choice()["user"] == 3
