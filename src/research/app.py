@@ -35,12 +35,7 @@ class Retriever:
 
 
 def load_retriever(dataset: data.Dataset, settings: Settings) -> Retriever:
-    """Fit the retriever of notebook 05 in Spark, which takes seconds, and close Spark again.
-
-    Raises:
-        DataError: notebook 03 has not run on this data.
-        JavaError: there is no suitable Java.
-    """
+    """Fit the retriever of notebook 05 in Spark; notebook 03 must have run on this data."""
     tuned = data.read_result("03_implicit", dataset, settings).iloc[0]
     rank, reg, alpha = int(tuned["rank"]), float(tuned["reg"]), float(tuned["alpha"])
     session = get_spark(settings)
@@ -60,13 +55,8 @@ def fold_in(
     One half step of implicit ALS (Hu, Koren and Volinsky 2008) as Spark takes it: the preference is
     1 for ``stars`` above 0, else 0; the confidence is ``1 + alpha * |stars|``; the regularisation
     is ``reg`` times the number of ratings above 0. ``rows`` are the rated movies' positions.
-
-    Raises:
-        ValueError: no rating is above 0; the regularisation would be 0.
     """
     factors, stars = np.asarray(movie_factors, dtype=float), np.asarray(stars, dtype=float)
-    if not (stars > 0).any():
-        raise ValueError("A user's factor needs at least one rating above 0.")
     rated, weight = factors[rows], alpha * np.abs(stars)
     left = factors.T @ factors + (rated * weight[:, None]).T @ rated
     left += reg * (stars > 0).sum() * np.eye(factors.shape[1])
@@ -81,7 +71,6 @@ class Person:
     ``llm_order`` holds movieIds, ``None`` without a usable reply; ``notice`` says what came whence.
     """
 
-    rated: pd.DataFrame
     liked: pd.DataFrame
     profile: str
     notice: str
@@ -101,22 +90,19 @@ class Pipeline:
         self.person = functools.lru_cache(maxsize=64)(self._person)
 
     def recorded_users(self) -> list[int]:
-        """Return the users for whom a reply to the profile prompt is stored."""
-        if self._stores.settings.llm_mode == "none":
-            return []
+        """Return the users for whom a usable reply to the profile prompt is stored."""
         replies = [*self._stores.committed.all(), *self._stores.local.all()]
         chats = [reply.request["messages"] for reply in replies if reply.request.get("messages")]
-        prompted = {str(messages[-1]["content"]) for messages in chats}
-        openings = {text.split("\n", 1)[0] for text in prompted}
+        openings = {str(messages[-1]["content"]).split("\n", 1)[0] for messages in chats}
         known = self._ratings.loc[self._ratings["userId"].isin(self.retriever.factors.users)]
         facts = known.groupby("userId")["rating"].agg(["size", "mean"])
-        likely = [  # the first line tells most users apart; a whole prompt is made for the rest
+        likely = [  # the first line tells most users apart; a whole prompt is made for the others
             user
             for user, count, mean in facts.itertuples()
             if f"A viewer has rated {count} movies; the mean is {mean:.2f} of 5 stars." in openings
         ]
-        texts = {user: prompts.profile_prompt(*self._taste(user))[-1]["content"] for user in likely}
-        return [user for user, text in texts.items() if text in prompted]
+        prompted = {user: prompts.profile_prompt(*self._taste(user)) for user in likely}
+        return [u for u, prompt in prompted.items() if self._stored(prompt, prompts.Profile).value]
 
     def _taste(self, user: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         rated = candidates.history(self._ratings, self._movies, user)
@@ -140,7 +126,7 @@ class Pipeline:
         notice, kept = f"Profile: {reply.describe()}", "the retriever's order is kept."
         if reply.value is None:
             table = prompts.taste_table(rated).round(2).to_string(index=False)
-            return Person(rated, liked, table, f"{notice}; a plain table stands in, and {kept}")
+            return Person(liked, table, f"{notice}; a plain table stands in, and {kept}")
         audit = prompts.audit_profile(reply.value, liked, disliked)
         profile = prompts.profile_as_text(reply.value, audit)
         order = self.candidates(user)["movieId"].tolist()
@@ -153,18 +139,14 @@ class Pipeline:
         flagged = int((audit["verdict"] == "flagged").sum())
         notice += f", {flagged} of its claims left out. Ranking: {reply.describe()}"
         if result.failed:
-            return Person(rated, liked, profile, f"{notice}; {kept}")
+            return Person(liked, profile, f"{notice}; {kept}")
         reasons = {shown[position]: why for position, why in result.reasons.items()}
         llm_order = [shown[position] for position in result.order]
         notice += f", repairs: {result.repairs.total}."
-        return Person(rated, liked, profile, notice, llm_order, reasons)
+        return Person(liked, profile, notice, llm_order, reasons)
 
     def candidates(self, user: int) -> pd.DataFrame:
-        """Return the retriever's ten movies (``userId, rank, movieId, score, title, genres``).
-
-        Raises:
-            NoCandidatesError: the user is unknown, or has rated everything.
-        """
+        """Return the retriever's ten movies (``rank, movieId, score, title``), or raise if none."""
         retriever = self.retriever
         recommender = candidates.Recommender(retriever.factors, retriever.train, self._ratings)
         return recommender.recommend([user], TOP_K).merge(self._movies, on="movieId")
@@ -186,14 +168,11 @@ class Pipeline:
         up: Collection[int] = (),
         down: Collection[int] = (),
     ) -> pd.DataFrame:
-        """Return the final list.
+        """Return the final list: the two orders blended by ``weight``, with their ranks from 1.
 
         With thumbs (movieIds among the candidates) the retriever scores its ten movies again with
-        the user's new factor; the LLM's order stays. The two are blended by ``weight``; movies with
-        a thumb up then go first and those with a thumb down last, whatever the models say.
-
-        Columns: ``rank, movieId, title, retriever, llm, reason, thumb``; ``retriever`` and ``llm``
-        are ranks from 1, ``llm`` is missing where there is no LLM ranking.
+        the user's new factor; the LLM's order stays. Movies with a thumb up then go first and those
+        with a thumb down last, whatever the models say. Without an LLM ranking ``llm`` is missing.
         """
         person, titles = self.person(user), self.candidates(user).set_index("movieId")["title"]
         order = titles.index.tolist()
@@ -203,30 +182,25 @@ class Pipeline:
             score = dict(zip(order, np.round(scores, 5), strict=True))
             order.sort(key=lambda movie: (-score[movie], movie))
         llm_order = person.llm_order or []
-        blended = ranking.blend(order, llm_order, weight) if llm_order else order
+        blended = ranking.blend(order, llm_order or order, weight)
         first, last = ([m for m in blended if m in thumbs] for thumbs in (up, down))
         final = [*first, *(m for m in blended if m not in (*first, *last)), *last]
         thumb = dict.fromkeys(first, "up") | dict.fromkeys(last, "down")
         place = {movie: rank for rank, movie in enumerate(llm_order, 1)}
-        columns = {
-            "rank": range(1, len(final) + 1),
-            "movieId": final,
-            "title": titles[final].tolist(),
-            "retriever": [order.index(movie) + 1 for movie in final],
-            "llm": pd.array([place.get(movie) for movie in final], dtype="Int64"),
-            "reason": [person.reasons.get(movie, "") for movie in final],
-            "thumb": [thumb.get(movie, "") for movie in final],
-        }
-        return pd.DataFrame(columns)
+        table = pd.DataFrame({"rank": range(1, len(final) + 1), "movieId": final})
+        table["title"] = titles[final].tolist()
+        table["retriever"] = [order.index(movie) + 1 for movie in final]
+        table["llm"] = pd.array([place.get(movie) for movie in final], dtype="Int64")
+        table["reason"] = [person.reasons.get(movie, "") for movie in final]
+        table["thumb"] = [thumb.get(movie, "") for movie in final]
+        return table
 
 
 STYLE = """<style>
 .course-app { max-width: 1100px; color: #1f1f1f; }
-.course-app table { border-collapse: collapse; }
-.course-app th { text-align: left; border-bottom: 1px solid #767676; }
-.course-app td, .course-app th { padding: 1px 10px 1px 0; vertical-align: top; }
-.course-app pre { white-space: pre-wrap; margin: 0; line-height: 1.35; }
-.course-app .notice { color: #8a3c00; font-weight: 600; margin: 4px 0; }
+.course-app td, .course-app th { text-align: left; padding-right: 10px; }
+.course-app pre { white-space: pre-wrap; }
+.course-app .notice { color: #8a3c00; font-weight: 600; }
 .course-app .reason { color: #555555; }
 </style>"""
 
@@ -245,7 +219,7 @@ class App:
     """The controls and what they show; :attr:`box` is the widget to display."""
 
     def __init__(self, pipeline: Pipeline, user: int | None = None) -> None:
-        """Build the controls and show ``user``, by default the first with stored replies."""
+        """Show ``user``, by default the first with stored replies."""
         self.pipeline, self.thumbs = pipeline, {}
         recorded = pipeline.recorded_users()
         others = sorted({int(u) for u in pipeline.retriever.factors.users} - {*recorded})
@@ -255,15 +229,12 @@ class App:
         self.weight = ipywidgets.FloatSlider(
             value=0.5, min=0, max=1, step=0.1, description="LLM weight", continuous_update=False
         )
-        self.clear = ipywidgets.Button(description="Clear thumbs", icon="eraser")
         self.notice, self.about = ipywidgets.HTML(), ipywidgets.HTML()
         self.ranked = ipywidgets.VBox()
-        self.clear.on_click(self._forget_thumbs)
         self.user.observe(self._forget_thumbs, names="value")
         self.weight.observe(self.show, names="value")
-        controls = ipywidgets.HBox([self.user, self.weight, self.clear])
-        style = ipywidgets.HTML(STYLE)
-        self.box = ipywidgets.VBox([controls, self.notice, self.ranked, self.about, style])
+        controls = ipywidgets.HBox([self.user, self.weight])
+        self.box = ipywidgets.VBox([controls, self.notice, self.ranked, self.about])
         self.box.add_class("course-app")
         self.show()
 
@@ -271,10 +242,9 @@ class App:
         self.thumbs = {}
         self.show()
 
-    def press(self, movie: int, way: str) -> None:
-        """Give a movie a thumb ``up`` or ``down``, or take it back if it has the same already."""
-        if self.thumbs.pop(movie, None) != way:
-            self.thumbs[movie] = way
+    def rate(self, movie: int, thumb: str) -> None:
+        """Give a movie a thumb ``up`` or ``down``, or take it back (an empty one)."""
+        self.thumbs[movie] = thumb
         self.show()
 
     def choice(self) -> dict[str, Any]:
@@ -292,44 +262,23 @@ class App:
         else:
             notice, lines = person.notice, [self._line(row) for row in table.itertuples()]
             liked = person.liked[["title", "rating"]].head(8).to_html(index=False, border=0)
+            profile = f"<pre>{html.escape(person.profile)}</pre>"
             about = (
-                f"<h3>Likes ({len(person.liked)} of {len(person.rated)} ratings)</h3>{liked}"
-                f"<h3>Profile</h3><pre>{html.escape(person.profile)}</pre>"
+                f"<h3>Likes (first 8 of {len(person.liked)})</h3>{liked}<h3>Profile</h3>{profile}"
             )
-        self.notice.value = f"<p class='notice' role='status'>{html.escape(notice)}</p>"
+        self.notice.value = f"{STYLE}<p class='notice' role='status'>{html.escape(notice)}</p>"
         self.ranked.children, self.about.value = lines, about
 
     def _line(self, row: Any) -> ipywidgets.HBox:
-        """Return one movie of the list with its two thumbs."""
-        buttons = [
-            ipywidgets.Button(
-                description=way,
-                icon=f"thumbs-{way}",
-                tooltip=f"{way}: {row.title}",
-                button_style="primary" if row.thumb == way else "",
-                layout={"width": "76px", "flex": "0 0 auto"},
-            )
-            for way in ("up", "down")
-        ]
-        for button in buttons:
-            button.on_click(lambda pressed: self.press(row.movieId, pressed.description))
-        return ipywidgets.HBox([*buttons, ipywidgets.HTML(row_html(row))])
+        """Return one movie of the list with its thumbs."""
+        options = [("up", "up"), ("none", ""), ("down", "down")]
+        style = {"button_width": "52px"}
+        thumbs = ipywidgets.ToggleButtons(options=options, value=row.thumb, style=style)
+        thumbs.layout.flex = "0 0 auto"
+        thumbs.observe(lambda change: self.rate(row.movieId, change["new"]), names="value")
+        return ipywidgets.HBox([thumbs, ipywidgets.HTML(row_html(row))])
 
 
 def build(pipeline: Pipeline, user: int | None = None) -> ipywidgets.VBox:
     """Return the app as one widget."""
     return App(pipeline, user).box
-
-
-def page(settings: Settings | None = None) -> ipywidgets.Widget:
-    """Return the app on its own page, or the sentence that says what it needs first."""
-    settings = settings or Settings.from_env()
-    dataset = data.locate(settings)
-    try:
-        retriever = load_retriever(dataset, settings)
-    except (data.DataError, RuntimeError) as error:
-        return ipywidgets.HTML(f"<p role='status'>{html.escape(str(error))}</p>")
-    ratings, movies = (data.load_pandas(dataset, name) for name in ("ratings", "movies"))
-    lines = html.escape(dataset.describe()), f"Recorded LLM replies: {html.escape(llm.PROVENANCE)}."
-    pipeline = Pipeline(retriever, ratings, movies, settings)
-    return ipywidgets.VBox([ipywidgets.HTML(f"<p>{'<br>'.join(lines)}</p>"), build(pipeline)])

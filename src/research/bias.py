@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from scipy.stats import kendalltau
 
 from helpers import answers, prompts, ranking
@@ -65,10 +65,9 @@ def stranger(
     return random.Random(seed * 1_000_003 + user).choice(others)
 
 
-class LabelRanking(BaseModel):
+class LabelRanking(BaseModel, extra="forbid"):
     """All candidates by their label, best first."""
 
-    model_config = ConfigDict(extra="forbid")
     ranking: list[str]
 
 
@@ -79,7 +78,7 @@ def label_prompt(history: pd.DataFrame, movies: pd.DataFrame, kind: str) -> Mess
     """
     plain = evaluation.history_prompt(history, ranking.letters(len(movies)), movies)
     # Titles hold no line break, so this mark cannot come from one.
-    told, _ = plain[1]["content"].split("\n\nEach line below is: letter", 1)
+    opening, _ = plain[1]["content"].split("\n\nEach line below is: letter", 1)
     lines = [
         f"{prompts.quote(title)} | {prompts.quote(genres.replace('|', ', '))[1:-1]}"
         for title, genres in zip(movies["title"], movies["genres"], strict=True)
@@ -92,7 +91,7 @@ def label_prompt(history: pd.DataFrame, movies: pd.DataFrame, kind: str) -> Mess
         columns = "title | genres"
         rules = rules.replace("every letter exactly once", "every title exactly once, as written")
     text = f"""\
-{told}
+{opening}
 
 Each line below is: {columns}.
 <candidates>
@@ -105,15 +104,15 @@ Each line below is: {columns}.
 
 def with_sentence(messages: Messages, sentence: str) -> Messages:
     """Return the messages with a ``sentence`` about the viewer as the first line."""
-    *rest, last = messages
-    return [*rest, {**last, "content": f"{sentence}\n{last['content']}"}]
+    *before, last = messages
+    return [*before, {**last, "content": f"{sentence}\n{last['content']}"}]
 
 
 def with_wish(messages: Messages, wish: str) -> Messages:
     """Return the messages with a ``wish`` of the viewer before the rules of the answer."""
-    *rest, last = messages
-    told, rules = last["content"].rsplit("\n\nRank all ", 1)
-    return [*rest, {**last, "content": f"{told}\n\n{wish}\n\nRank all {rules}"}]
+    *before, last = messages
+    question, rules = last["content"].rsplit("\n\nRank all ", 1)
+    return [*before, {**last, "content": f"{question}\n\n{wish}\n\nRank all {rules}"}]
 
 
 def read_labels(text: str | None, titles: Sequence[str], kind: str) -> ranking.Ranking:
@@ -260,4 +259,4 @@ def about_the_person(text: str) -> list[str]:
     What stands in italics or quotation marks, mostly titles, does not count.
     """
     bare = re.sub(r"(?<!\*)\*[^*\n]+\*(?!\*)|[\"“][^\"”\n]+[\"”]", "...", text)
-    return [found[0].strip() for found in PERSONAL.finditer(bare)]
+    return [match[0].strip() for match in PERSONAL.finditer(bare)]

@@ -135,14 +135,8 @@ def _server(model: str, settings: Settings) -> Embed:
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
-    try:
-        table = pq.read_table(path)
-        rows = np.stack(table["vector"].to_numpy()).astype(np.float32)
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise EmbeddingError(
-            f"{path.name} in data/cache/embeddings is damaged ({type(error).__name__}): delete it."
-        ) from None
-    return dict(zip(table["key"].to_pylist(), rows, strict=True))
+    table = pq.read_table(path)
+    return dict(zip(table["key"].to_pylist(), np.stack(table["vector"].to_numpy()), strict=True))
 
 
 def _write(path: Path, vectors: dict[str, np.ndarray]) -> None:

@@ -5,46 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from helpers.prompts import Messages, candidate_line, quote
 
 
-class NamedMovie(BaseModel):
+class NamedMovie(BaseModel, extra="forbid"):
     """One movie that the LLM names by itself."""
 
-    model_config = ConfigDict(extra="forbid")
     title: str = Field(description="usual English title, article first, without the year")
     year: int = Field(description="the year of first release anywhere")
 
 
-class NamedMovies(BaseModel):
+class NamedMovies(BaseModel, extra="forbid"):
     """The answer of an LLM that recommends without candidates, best first."""
 
-    model_config = ConfigDict(extra="forbid")
     movies: list[NamedMovie]
 
 
-class Queries(BaseModel):
+class Queries(BaseModel, extra="forbid"):
     """The answer of an LLM that writes search queries, the most promising first."""
 
-    model_config = ConfigDict(extra="forbid")
     queries: list[str]
 
 
-class Citation(BaseModel):
+class Citation(BaseModel, extra="forbid"):
     """Why one candidate is recommended, with the line of the history that speaks for it."""
 
-    model_config = ConfigDict(extra="forbid")
     letter: str = Field(description="the candidate's letter")
     line: int = Field(description="the number at the start of a line of the history")
     reason: str = Field(description="why, at most 20 words")
 
 
-class CitedRanking(BaseModel):
+class CitedRanking(BaseModel, extra="forbid"):
     """A ranking by letter with a reason for each of the first five."""
 
-    model_config = ConfigDict(extra="forbid")
     ranking: list[str]
     reasons: list[Citation]
 
@@ -106,7 +101,7 @@ def month_of(timestamp: int) -> str:
     return f"{when.month_name()} {when.year}"
 
 
-def _told(history: pd.DataFrame, total: int, month: str | None, numbered: bool = False) -> str:
+def _ratings(history: pd.DataFrame, total: int, month: str | None, numbered: bool = False) -> str:
     """Return the block with the viewer's last ratings, or the words that say there are none."""
     date = f"It is {month}. " if month else ""
     if history.empty:
@@ -139,7 +134,7 @@ def open_prompt(history: pd.DataFrame, total: int, month: str, n: int = 20) -> M
     ``history`` holds the viewer's last ratings in order (``title, genres, rating``) of ``total``;
     ``month`` is that of the last one (:func:`month_of`): nothing released later is asked for.
     """
-    text = f"{_told(history, total, month)}\n\n{OPEN_RULES.format(n=n, sitting=SITTING)}"
+    text = f"{_ratings(history, total, month)}\n\n{OPEN_RULES.format(n=n, sitting=SITTING)}"
     return [{"role": "system", "content": OPEN_SYSTEM}, {"role": "user", "content": text}]
 
 
@@ -149,7 +144,7 @@ def query_prompt(history: pd.DataFrame, total: int, month: str, n: int = 8) -> M
     For the arguments see :func:`open_prompt`.
     """
     rules = QUERY_RULES.format(n=n, sitting=SITTING, genres=", ".join(GENRES))
-    text = f"{_told(history, total, month)}\n\n{rules}"
+    text = f"{_ratings(history, total, month)}\n\n{rules}"
     return [{"role": "system", "content": QUERY_SYSTEM}, {"role": "user", "content": text}]
 
 
@@ -159,7 +154,7 @@ def cited_prompt(
     """Return the ranking prompt that asks which line of the history speaks for a candidate."""
     rows = zip(letters, movies["title"], movies["genres"], strict=True)
     text = f"""\
-{_told(history, total, None, numbered=True)}
+{_ratings(history, total, None, numbered=True)}
 
 Each line below is: letter | title | genres.
 <candidates>

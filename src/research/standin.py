@@ -75,10 +75,10 @@ def _answer(body: dict) -> Reply:
     return 200, json.dumps(reply).encode(), {}
 
 
-async def serve(answer: Callable[[dict], Reply], told: Callable[[int], Any], latency: float):
+async def serve(answer: Callable[[dict], Reply], log: Callable[[int], Any], latency: float):
     """Serve on a free port of this machine and print it.
 
-    ``answer`` makes the reply to the JSON body of a POST, sent ``latency`` seconds later; ``told``
+    ``answer`` makes the reply to the JSON body of a POST, sent ``latency`` seconds later; ``log``
     makes what a GET is answered with, from the most requests at one time so far.
     """
     level = [0, 0]  # requests being answered now, and the most at one time
@@ -90,7 +90,7 @@ async def serve(answer: Callable[[dict], Reply], told: Callable[[int], Any], lat
                 length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
                 body = await reader.readexactly(int(length[1])) if length else b""
                 if head.startswith("GET"):
-                    status, data, headers = 200, json.dumps(told(level[1])).encode(), {}
+                    status, data, headers = 200, json.dumps(log(level[1])).encode(), {}
                 else:
                     level[0] += 1
                     level[1] = max(level)
@@ -113,10 +113,10 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def _told(most: int) -> dict[str, int]:
+def _log(most: int) -> dict[str, int]:
     return asdict(Log(len(_PROMPTS), len(set(_PROMPTS)), most))
 
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    asyncio.run(serve(_answer, _told, float(sys.argv[1])))
+    asyncio.run(serve(_answer, _log, float(sys.argv[1])))

@@ -51,15 +51,6 @@ class Shape:
     movies: int
     ratings: int
 
-    def __post_init__(self) -> None:
-        """Raise ValueError for a mean below 20 ratings a user or above 30 % of the catalogue."""
-        least, most = LEAST * self.users, int(MOST * self.movies) * self.users
-        if self.users < 1 or not least <= self.ratings <= most:
-            raise ValueError(
-                f"{self.users} users and {self.movies} movies have {least} to {most} ratings, not "
-                f"{self.ratings}: ask for another number."
-            )
-
     @classmethod
     def of(cls, ratings: int) -> Shape:
         """Return the users and movies that a MovieLens release of this size would have."""
@@ -238,19 +229,14 @@ def write(
 
 
 def _write_movies(folder: Path, world: World) -> None:
-    """Write movies (genres are what its character is strongest in), links and a few tags."""
-    random, ids = np.random.default_rng([2, world.shape.movies]), np.arange(world.shape.movies) + 1
-    years = random.integers(1930, 2022, world.shape.movies)
-    favourite = world.character.argmax(axis=1)
-    strong = (world.character > 1.0) | (np.arange(RANK) == favourite[:, None])
-    titles = [f"Simulated {number} ({year})" for number, year in zip(ids, years, strict=True)]
-    genres = ["|".join(np.array(GENRES)[row]) for row in strong]
-    best = ids[world.popularity >= np.sort(world.popularity)[-20]]
-    words = [GENRES[favourite[number - 1]].lower() for number in best]
+    """Write movies (its genre is what its character is strongest in), links and one tag."""
+    ids = np.arange(world.shape.movies) + 1
+    titles = [f"Simulated {number} (2000)" for number in ids]
+    genres = np.array(GENRES)[world.character.argmax(axis=1)]
     tables = {
         "movies": {"movieId": ids, "title": titles, "genres": genres},
         "links": {"movieId": ids, "imdbId": "", "tmdbId": ""},
-        "tags": {"userId": 1, "movieId": best, "tag": words, "timestamp": 1_640_995_200},
+        "tags": {"userId": 1, "movieId": ids[:1], "tag": "simulated", "timestamp": 1_640_995_200},
     }
     for name, columns in tables.items():
         pd.DataFrame(columns).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")

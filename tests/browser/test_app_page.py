@@ -10,7 +10,7 @@ from helpers import data
 from research import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-ROWS = ".course-app .widget-hbox:has(> button):has(> .widget-html) .widget-html-content"
+ROWS = ".course-app .widget-hbox:has(> .widget-toggle-buttons) .widget-html-content"
 PAINT = """all => all.map(one => ['color', 'backgroundColor'].map(
     name => getComputedStyle(one)[name].match(/[0-9.]+/g).slice(0, 3).map(part => part / 255)))"""
 wcag = pytest.importorskip("wcag_contrast_ratio", reason="needs pip install -e '.[tools]'")
@@ -96,7 +96,9 @@ def test_the_app_from_user_to_thumbs(voila, pipeline, page, browser):
     for ink, ground in page.eval_on_selector_all(".course-app button", PAINT):
         assert wcag.rgb(ink, ground) >= 4.5
     shoot(page, "app_thumbs", full_page=True)
-    page.get_by_role("button", name="Clear thumbs").press("Enter")
+    page.get_by_role("button", name="none").nth(0).press("Enter")
+    settle(page, pipeline, user=12, weight=0.0, down=[down])
+    page.get_by_role("button", name="none").nth(9).press("Enter")
     settle(page, pipeline, user=12, weight=0.0)
 
     # A user without stored replies: it is said, and the retriever's order stands.

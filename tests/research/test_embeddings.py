@@ -87,14 +87,6 @@ def test_two_models_and_two_servers_share_no_cache(settings):
     assert len(paths) == 3
 
 
-def test_a_damaged_cache_says_what_to_delete(settings):
-    embeddings.embed(["a"], settings, make=fake)
-    (path,) = (settings.cache_dir / "embeddings").glob("*.parquet")
-    path.write_bytes(b"not parquet")
-    with pytest.raises(EmbeddingError, match="delete it"):
-        embeddings.embed(["a"], settings, make=fake)
-
-
 def test_a_model_that_is_neither_folder_nor_server(settings):
     with pytest.raises(EmbeddingError, match="EMBEDDING_MODEL"):
         embeddings.embed(["a"], replace(settings, embedding_model="no/such/model"))
