@@ -61,9 +61,6 @@ class BiasedRanker:
         return sorted(shown, key=lambda item: self.truth.index(item) + push[item])
 
 
-# --- the copies -----------------------------------------------------------------------------------
-
-
 @given(st.permutations(range(N)), st.sampled_from([1, 2, 4, 5, 10, 20]))
 def test_the_copies_orders_really_differ(shown, copies):
     made = rotated(list(shown), copies)
@@ -82,13 +79,8 @@ def test_users_are_chosen_so_that_every_slot_is_covered_evenly():
         counts = np.bincount([slots[user] % 5 for user in some], minlength=5)
         assert counts[counts > 0].max() - counts[counts > 0].min() <= 1
     assert chosen != bias.balanced_users(slots, 40, 5, seed=2)
-
-
-def test_preferred_users_come_first_and_too_few_users_are_all_taken():
-    slots = {user: user % 20 for user in range(60)}
-    first = list(range(40, 60))
-    assert set(bias.balanced_users(slots, 20, 5, first=first)) == set(first)
-    assert sorted(bias.balanced_users(slots, 999, 5)) == sorted(slots)
+    first = list(range(280, 300))
+    assert bias.balanced_users(slots, 4, 5, first=first)[0] in first
 
 
 def test_a_stranger_shares_nothing_with_the_candidates():
@@ -97,9 +89,6 @@ def test_a_stranger_shares_nothing_with_the_candidates():
     assert drawn == {3, 5}
     with pytest.raises(LookupError, match="user 1"):
         bias.stranger(1, histories, {4, 7, 10}, at_least=2)
-
-
-# --- other labels, sentences, nothing at all ------------------------------------------------------
 
 
 def candidate_lines(messages):
@@ -140,8 +129,7 @@ def test_numbers_and_titles_are_read_back():
     assert bias.read_labels(answer([titles[0], titles[2]]), twins, "titles").failed
     got = bias.read_labels(answer(["Another film (1999)"]), titles, "titles")
     assert got.failed and got.order == [0, 1, 2]
-    for text in (None, " ", "no JSON", "[1, 2, 3]"):
-        assert bias.read_labels(text, titles, "titles").failed
+    assert bias.read_labels("no JSON", titles, "titles").failed
 
 
 def test_a_sentence_and_a_wish_are_added_and_nothing_else_changes():
@@ -161,9 +149,6 @@ def test_a_content_free_prompt_tells_candidates_apart_by_label_alone():
     mixed = candidate_lines(bias.content_free(3, labels=["C", "A", "B"]))
     assert [line[0] for line in mixed] == ["C", "A", "B"]
     assert MOVIES.title[30][5] in bias.content_free(3, MOVIES)[1]["content"]
-
-
-# --- a known bias is found and undone -------------------------------------------------------------
 
 
 def test_the_shift_of_a_slot_is_found():
@@ -188,8 +173,6 @@ def test_all_rotations_together_recover_the_truth(fuse, seed):
     once = ranker.rank(shown)
     fused = fuse([ranker.rank(copy) for copy in rotated(shown, N)])
     assert tau(fused, ranker.truth) > 0.88 > 0.86 > tau(once, ranker.truth)
-    same = fuse([ranker.rank(shown)] * N)  # every copy the same permutation: nothing is gained
-    assert same == once
 
 
 def test_a_prior_from_other_users_is_found_and_divided_out():
@@ -200,15 +183,12 @@ def test_a_prior_from_other_users_is_found_and_divided_out():
     prior = bias.slot_prior(slots[:100], N)
     assert prior.shape == (N,) and abs(prior.mean() - (N + 1) / 2) < 1e-12
     assert kendalltau(prior, np.arange(N)).statistic > 0.9
-    before, after, place = [], [], []
+    before, after = [], []
     for ranker, some, order in zip(rankers[100:], shown[100:], orders[100:], strict=True):
         mended = calibrate(order, some, prior)
         before.append(tau(order, ranker.truth))
         after.append(tau(mended, ranker.truth))
-        place.append((tau(order, some), tau(mended, some)))
-    place = np.mean(place, axis=0)
     assert np.mean(after) > np.mean(before) + 0.05
-    assert place[0] > 0.3 and abs(place[1]) < 0.05
 
 
 def test_calibrating_by_hand():
@@ -217,9 +197,6 @@ def test_calibrating_by_hand():
     assert prior.tolist() == [1.0, 2.5, 2.5]
     assert calibrate(["C", "A", "B"], ["C", "A", "B"], prior) == ["A", "C", "B"]
     assert calibrate(["B", "A", "C"], ["C", "A", "B"], prior) == ["B", "A", "C"]
-
-
-# --- measures -------------------------------------------------------------------------------------
 
 
 def test_agreement_of_orders():
