@@ -38,7 +38,8 @@ def test_a_key_that_cannot_be_one_is_named_and_never_shown(text):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("LLM_MODE", KEY), ("LLM_MAX_TOKENS", KEY), ("SPARK_PARTITIONS", "2.5"),
-     ("LLM_TIMEOUT_S", "-7"), ("LLM_PRICE_IN", "inf"), ("OPENAI_BASE_URL", "ftp://me:cret@host"),
+     ("LLM_TIMEOUT_S", "-7"), ("LLM_PRICE_IN", "inf"),
+    ("OPENAI_BASE_URL", "ftp://me:cret@host"),  # pragma: allowlist secret
      ("OPENAI_BASE_URL", "http://:8000/v1"), ("OPENAI_BASE_URL", "http://localhost:port")],
 )  # fmt: skip
 def test_what_a_variable_cannot_hold_is_named_without_its_value(name, value):
@@ -86,7 +87,7 @@ def test_a_query_is_kept_apart():
 def test_secrets_leave_a_text_and_a_repr():
     settings = read(
         OPENAI_API_KEY=KEY,
-        OPENAI_BASE_URL="https://me:S3cret@host.example/v1",
+        OPENAI_BASE_URL="https://me:S3cret@host.example/v1",  # pragma: allowlist secret
         SPARK_REMOTE="sc://host:15002/;token=T0ken;use_ssl=true",
     )
     text = settings.scrub(f"bad {KEY}, {quote(KEY, safe='')}, S3cret, token=T0ken")
