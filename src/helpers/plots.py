@@ -70,10 +70,11 @@ def lines(
 ) -> Figure:
     """Return one line per column over the index, and a dashed line for each ``level``."""
     figure, (axes,) = new_axes()
-    if len(table.columns) > len(PALETTE):
-        raise ValueError(f"{len(table.columns)} lines; at most {len(PALETTE)} can be told apart.")
+    colours, markers = (*PALETTE, BLACK), MARKERS + "X"
+    if len(table.columns) > len(colours):
+        raise ValueError(f"{len(table.columns)} lines; at most {len(colours)} can be told apart.")
     edge = {"markeredgecolor": BLACK, "markeredgewidth": 0.5}
-    for colour, marker, (name, values) in zip(PALETTE, MARKERS, table.items(), strict=False):
+    for colour, marker, (name, values) in zip(colours, markers, table.items(), strict=False):
         axes.plot(table.index, values, marker=marker, color=colour, label=name, **edge)
     for style, (name, value) in zip(("--", ":", "-."), (level or {}).items(), strict=False):
         axes.axhline(value, color=BLACK, linestyle=style, linewidth=1, label=name)

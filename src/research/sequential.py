@@ -265,7 +265,7 @@ def target_ranks(scores: np.ndarray, seen: Interactions, targets: pd.DataFrame) 
     rounded, _ = _in_units(scores, seen)
     row = pd.Index(seen.users).get_indexer(pd.Index(targets["userId"]))
     column = pd.Index(seen.items).get_indexer(pd.Index(targets["movieId"]))
-    if min(row.min(), column.min()) < 0:
+    if (row < 0).any() or (column < 0).any():
         raise ValueError("A target's userId or movieId is not among the interactions'.")
     rows, own = rounded[row], rounded[row, column][:, None]
     earlier = np.arange(len(seen.items)) < column[:, None]

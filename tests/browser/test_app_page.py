@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import course
 import pytest
-import room
 from browsers import offline_environment, serving, shoot
 
 from helpers import data
@@ -29,7 +29,7 @@ def voila(pipeline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("voila")
     options = ["--no-browser", "--port={port}", "--Voila.ip=127.0.0.1"]
     environment = offline_environment(folder)
-    with serving(room.app_command(options), "", folder, environment, "") as server:
+    with serving(course.app_command(options), "", folder, environment, "") as server:
         yield server
 
 

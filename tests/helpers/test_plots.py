@@ -100,6 +100,6 @@ def test_the_heatmap_frames_its_lowest_cell():
 
 
 def test_more_lines_than_colours_are_refused():
-    many = pd.DataFrame({f"s{i}": [1, 2] for i in range(len(plots.PALETTE) + 1)})
-    with pytest.raises(ValueError, match="7 lines"):
+    many = pd.DataFrame({f"s{i}": [1, 2] for i in range(8)})
+    with pytest.raises(ValueError, match="8 lines"):
         plots.lines(many, xlabel="x", ylabel="y")
