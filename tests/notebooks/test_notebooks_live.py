@@ -20,7 +20,7 @@ from test_mutation import FOUND
 from werkzeug import Response
 
 from conftest import ROOT
-from helpers import candidates, data, llm, prompts, replies
+from helpers import candidates, data, llm, local_model, prompts, replies
 
 TIMEOUT_S = 0.4
 REFUSED = "this server takes no prompts of that kind"
@@ -234,3 +234,23 @@ def test_no_live_run_replaces_a_published_table(runs, home):
     assert [path.read_text() for path in (home / "data" / "results").iterdir()] == ["published"]
     (own,) = (home / "data" / "cache" / "results").rglob("05_ranked_list_user_12.csv")
     assert own.read_text(encoding="utf-8").startswith("rank,movieId,title,source,reason")
+
+
+@pytest.mark.skipif(bool(local_model.missing()), reason=local_model.missing())
+@pytest.mark.parametrize("name", ["04", "05"])
+def test_the_small_model_on_this_machine_answers_every_prompt(name, home, monkeypatch):
+    """From top to bottom with a real LLM, which is weak: no cell fails, and its name is said."""
+    [path] = (ROOT / "notebooks").glob(f"{name}_*.ipynb")
+    monkeypatch.setenv("HELPERS_HOME", str(home))
+    monkeypatch.setenv("LLM_MODE", "local")
+    monkeypatch.delenv("MOVIELENS_DIR", raising=False)
+    notebook = nbformat.read(path, 4)
+    NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+    outputs = [str(output) for cell in notebook.cells for output in cell.get("outputs", ())]
+    said = "".join(outputs)
+    assert said.count("local, by SmolLM2") + said.count("SmolLM2-135M-Instruct, local") >= 2
+    assert "Claude" not in said and "recorded, by" not in said
+    published = home / "data" / "results" / "05_ranked_list_user_12.csv"
+    assert published.read_text(encoding="utf-8") == "published"
