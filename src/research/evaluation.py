@@ -126,7 +126,8 @@ def ask_all(
 
     def ranked(user: int) -> tuple[int, Ranking, str]:
         shown, messages = requests[user]
-        outcome = llm.ask(client, messages, schema=schema, **options)
+        letters = len(shown) if schema is LetterRanking else 0
+        outcome = llm.ask(client, messages, schema=schema, letters=letters, **options)
         text = outcome.text if outcome.kind in READ else None
         result = read(text, shown) if read else read_ranking(text, len(shown))
         return user, result, result.why if outcome.kind in ("ok", "unreadable") else outcome.kind

@@ -221,7 +221,8 @@ def rank_users(
     options = {"model": llm.model(settings), "schema": ranking.LetterRanking, **options}
 
     def rank(person: ToRank) -> Ranked:
-        return judge(llm.ask(client, person.messages, **options), person)
+        outcome = llm.ask(client, person.messages, letters=len(person.shown), **options)
+        return judge(outcome, person)
 
     source, under_way = (ToRank(*row) for row in users), set[Future[Ranked]]()
     pool, bar = ThreadPoolExecutor(concurrency), tqdm(unit="user", disable=not progress)

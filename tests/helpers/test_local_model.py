@@ -184,3 +184,29 @@ def test_a_stopped_server_is_started_again(tmp_path):
     server.close()
     assert server.address().startswith("http://127.0.0.1") and first
     server.close()
+
+
+JOB = """
+import sys
+from research import scale
+question = "Rank A and B for viewer {} as JSON."
+users = [(i, [1, 2], [{"role": "user", "content": question.format(i)}]) for i in range(40)]
+for ranked in scale.rank_users(users, concurrency=4, progress=False, max_completion_tokens=80):
+    print(ranked.user, ranked.source, flush=True)
+"""
+
+
+def test_a_job_of_forty_users_is_killed_and_goes_on(project, server):
+    named = {"HELPERS_HOME": project.root, "OPENAI_BASE_URL": server.address() + "/v1"}
+    named |= {"LLM_MODEL": local_model.NAME, "LLM_TIMEOUT_S": 300, "PYTHONPATH": ROOT / "src"}
+    environment = {**os.environ, **{name: str(value) for name, value in named.items()}}
+    start = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", JOB], **start) as job:
+        given = [job.stdout.readline().split()[0] for _ in range(10)]
+        job.send_signal(signal.SIGKILL)
+    with LocalStore(project.cache_dir / "replies.jsonl") as store:
+        kept = len(store.all())
+    done = subprocess.run([sys.executable, "-c", JOB], **start, check=True)
+    sources = dict(line.split() for line in done.stdout.splitlines())
+    assert len(sources) == 40 and list(sources.values()).count("store") == kept >= 1
+    assert {sources[user] for user in given} == {"store"}
