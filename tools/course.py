@@ -31,7 +31,7 @@ from tqdm import tqdm
 from helpers import data, llm, replies
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
-from research import app, scale
+from research import scale
 
 RANKED_LIST = "05_ranked_list.csv"
 APP_PAGE = Path(__file__).with_name("app.ipynb")
@@ -141,7 +141,6 @@ def open_app(settings: Settings) -> int:
         if not data.result_path(name, dataset, settings).is_file():
             print(f"The app needs what notebooks 02 and 03 save: running {path.stem}, once.")
             execute(path)
-    app.load_retriever(dataset, settings)
     return subprocess.run(app_command()).returncode
 
 

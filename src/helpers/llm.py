@@ -53,8 +53,8 @@ def is_live(settings: Settings) -> bool:
     """
     if settings.llm_mode in {"recorded", "local", "none"}:
         return False
-    if settings.llm_mode == "live" and (name := missing(settings) or not settings.llm_model):
-        name = name if isinstance(name, str) else "OPENAI_BASE_URL and LLM_MODEL"
+    if settings.llm_mode == "live" and (missing(settings) or not settings.llm_model):
+        name = missing(settings) or "OPENAI_BASE_URL and LLM_MODEL"
         raise SettingsError(f"LLM_MODE is live: set {name}.")
     return bool(settings.llm_model) and not missing(settings)
 
@@ -69,13 +69,7 @@ def missing(settings: Settings) -> str:
 
 def mode(settings: Settings | None = None) -> str:
     """Return who answers first: ``live``, ``recorded``, ``local`` or ``none``."""
-    settings = settings or Settings.from_env()
-    if is_live(settings):
-        return "live"
-    if settings.llm_mode in {"auto", "recorded"} and _sources(settings):
-        return "recorded"
-    here = settings.llm_mode in {"auto", "local"} and not local_model.missing()
-    return "local" if here else "none"
+    return _answering(settings or Settings.from_env())[0]
 
 
 def model(settings: Settings | None = None) -> str:
@@ -87,18 +81,21 @@ def model(settings: Settings | None = None) -> str:
 def describe(settings: Settings | None = None) -> str:
     """Return one line that says who answers."""
     settings = settings or Settings.from_env()
-    here = settings.llm_mode in {"auto", "local"} and not local_model.missing()
-    local = [f"{local_model.NAME}, a small LLM on this machine"] if here else []
-    line = {
-        "live": f"live, {settings.llm_model}",
-        "recorded": "; for the rest ".join(_sources(settings)),
-        "local": "; ".join(local),
-        "none": "none; lists keep the retriever's order and profiles are plain tables",
-    }[mode(settings)]
-    if settings.llm_mode == "local" and not here:
-        line += f" ({local_model.missing()})"
-    name = missing(settings)
+    line, name = _answering(settings)[1], missing(settings)
     return f"LLM: {line}" + (f"; no server is asked, because {name} is not set" if name else "")
+
+
+def _answering(settings: Settings) -> tuple[str, str]:
+    """Return who answers first, and that in words; the stores are read once for both."""
+    if is_live(settings):
+        return "live", f"live, {settings.llm_model}"
+    if settings.llm_mode in {"auto", "recorded"} and (sources := _sources(settings)):
+        return "recorded", "; for the rest ".join(sources)
+    why = local_model.missing() if settings.llm_mode in {"auto", "local"} else "not wanted"
+    if not why:
+        return "local", f"{local_model.NAME}, a small LLM on this machine"
+    line = "none; lists keep the retriever's order and profiles are plain tables"
+    return "none", line + (f" ({why})" if settings.llm_mode == "local" else "")
 
 
 def _sources(settings: Settings) -> list[str]:

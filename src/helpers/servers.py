@@ -78,12 +78,12 @@ class Attempt:
         self._forms, self._request = forms, request
         self.place = (server_of(request.url), str(self.asked.get("model", "")))
         self._form = forms.get(self.place, 0)
+        self._tight = tightened(self.asked, request.headers.get(LETTERS))
 
     @property
     def body(self) -> Body:
         """The request as it is sent."""
-        body = tightened(self.asked, self._request.headers.get(LETTERS))
-        return plainer(body, self._form, self.settings.llm_reply_tokens)
+        return plainer(self._tight, self._form, self.settings.llm_reply_tokens)
 
     def request(self) -> httpx2.Request:
         """Return the request as it is sent."""
