@@ -30,7 +30,7 @@ def texts(root: Path) -> Iterable[tuple[str, str]]:
     pages = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("data/**/README.md")]
     for page in sorted(pages):
         yield page.name, page.read_text(encoding="utf-8")
-    for path in sorted(root.glob("notebooks/*.ipynb")):
+    for path in sorted(root.glob("notebooks/**/*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         yield path.name, "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 

@@ -43,6 +43,16 @@ def copy_working_tree(folder: Path, without: tuple[str, ...] = ()) -> None:
             shutil.copy(ROOT / name, folder / name)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch on one thread: the number of threads decides the last bits."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def settings() -> Settings:
     return Settings.from_env({"HELPERS_HOME": str(ROOT), "MOVIELENS_DOWNLOAD": "0"})

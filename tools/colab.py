@@ -1,4 +1,4 @@
-"""What the set-up cell of each notebook runs on Colab, after it has fetched the course.
+"""``%run course/tools/colab.py llamarec`` is how a set-up cell installs the course on Colab.
 
 It installs the course and, where it is missing, Java 17, and says which data the notebooks will
 use. Nothing here runs anywhere else; only the standard library is used before the installation.
@@ -76,3 +76,7 @@ def _run(*command: str) -> int:
     if output:
         print(output.splitlines()[-1] if output.startswith("Traceback") else output)
     return done.returncode
+
+
+if __name__ == "__main__":
+    prepare(*sys.argv[1:])

@@ -37,6 +37,16 @@ RANKED_LIST = "05_ranked_list.csv"
 APP_PAGE = Path(__file__).with_name("app.ipynb")
 CELL_TIMEOUT_S = 1200
 # What Jupyter, VS Code, Colab and kernels note about a cell; tags, slides and source_hidden stay.
+KERNEL = {  # as JupyterLab writes it, so that opening a notebook changes nothing
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"
+    },
+    "language_info": {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py", "mimetype": "text/x-python", "name": "python",
+        "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7",
+    },
+}  # fmt: skip
 VOLATILE_METADATA = ("execution", "ExecuteTime", "collapsed", "scrolled", "trusted", "id", "vscode",
                      "colab", "executionInfo", "outputId")  # fmt: skip
 
@@ -46,8 +56,13 @@ class NotebookFailedError(RuntimeError):
 
 
 def notebooks(settings: Settings) -> list[Path]:
-    """Return the notebooks in their order."""
+    """Return the notebooks in their order, without the appendices."""
     return sorted((settings.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def appendices(settings: Settings) -> list[Path]:
+    """Return the notebooks beside the series: long searches whose results a lesson starts from."""
+    return sorted((settings.root / "notebooks" / "appendix").glob("[0-9][0-9]_*.ipynb"))
 
 
 def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
@@ -174,9 +189,13 @@ def forget(settings: Settings) -> int:
 
 
 def execute_in_place(settings: Settings, names: Sequence[str]) -> int:
-    """Run the notebooks whose names begin so (all by default); save them with clean outputs."""
-    for path in notebooks(settings):
-        if names and not path.name.startswith(tuple(names)):
+    """Run the notebooks whose names begin so (all by default); save them with clean outputs.
+
+    An appendix's name begins with ``appendix/``.
+    """
+    for path in [*notebooks(settings), *appendices(settings)]:
+        name = path.relative_to(settings.root / "notebooks").as_posix()
+        if names and not name.startswith(tuple(names)):
             continue
         try:
             nbformat.write(clean(execute(path)), path)
@@ -188,12 +207,7 @@ def execute_in_place(settings: Settings, names: Sequence[str]) -> int:
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Remove what differs between runs or machines: stderr, times, widget state, kernel names."""
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
+    notebook.metadata = nbformat.from_dict(KERNEL)
     for cell in notebook.cells:
         for key in VOLATILE_METADATA:
             cell.metadata.pop(key, None)
@@ -212,7 +226,8 @@ def _is_noise(output: nbformat.NotebookNode) -> bool:
 def tidy(settings: Settings, files: Sequence[Path]) -> int:
     """Clean notebooks in place (all by default); return 1 if one changed, as a commit hook does."""
     status = 0
-    for path in files or [*notebooks(settings), *sorted((settings.root / "docs").glob("*.ipynb"))]:
+    docs = sorted((settings.root / "docs").glob("*.ipynb"))
+    for path in files or [*notebooks(settings), *appendices(settings), *docs]:
         before = path.read_text(encoding="utf-8")
         after = nbformat.writes(clean(nbformat.reads(before, as_version=4))) + "\n"
         if after != before:

@@ -78,26 +78,13 @@ def write_bar(notebook: nbformat.NotebookNode, opening: str, closing: str) -> No
 
 
 def set_up(address: str | None, extra: str = "") -> str:
-    """Return the beginning of a set-up cell.
+    """Return the beginning of a set-up cell, which fetches the course on Colab."""
+    first = "fetch the course first" if address else "first: %env COURSE_REPO=https://..."
+    return f'''if "google.colab" in str(get_ipython()):  # {first}
+    !test -d course || git clone -q --depth 1 "{address or "${COURSE_REPO:?}"}" course
+    {f"%run course/tools/colab.py {extra}".strip()}
+from helpers.settings import versions  # missing? Say "make lab" or pip install -e .
 
-    It fetches the course on Colab, lets no file beside the notebook hide a package, and says so
-    where the kernel is that of a Python without the course.
-    """
-    return f'''import os, runpy, sys
-
-REPOSITORY = "{address or ""}"  # written by: python tools/course.py stamp
-if "google.colab" in sys.modules:  # on Colab only: fetch the course, install it, Java and data
-    if not (repository := os.environ.get("COURSE_REPO") or REPOSITORY):
-        raise RuntimeError("First, in a cell: %env COURSE_REPO=https://github.com/OWNER/REPO")
-    if not os.path.exists("course"):
-        get_ipython().system(f"git clone -q --depth 1 {{repository}} course")
-    runpy.run_path("course/tools/colab.py")["prepare"]({f'"{extra}"' if extra else ""})
-sys.path.sort(key=lambda folder: folder in ("", os.getcwd()))  # your own files hide no package
-try:
-    from helpers.settings import versions
-except ImportError:
-    message = f"{{sys.executable}} lacks the course: start 'make lab', or run 'pip install -e .'"
-    raise ImportError(message) from None
 '''
 
 
@@ -114,7 +101,7 @@ def write_set_up(notebook: nbformat.NotebookNode, address: str | None) -> None:
         raise PublishError(f"One cell tagged 'setup' is wanted, that has {SET_UP_ENDS!r}.")
     extra = re.search(r"pip install -e '\.\[([\w,]+)\]'", notebook.cells[0].source)
     own_part = cells[0].source[cells[0].source.index(SET_UP_ENDS) :]
-    cells[0].source = f"{set_up(address, extra[1] if extra else '')}\n{own_part}"
+    cells[0].source = set_up(address, extra[1] if extra else "") + own_part
 
 
 def stamp(settings: Settings) -> str | None:
@@ -125,7 +112,8 @@ def stamp(settings: Settings) -> str | None:
     """
     address = repository(settings.root)
     paths = sorted((settings.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    for path in [*paths, settings.root / "docs" / "template.ipynb"]:
+    appendices = sorted((settings.root / "notebooks" / "appendix").glob("*.ipynb"))
+    for path in [*paths, *appendices, settings.root / "docs" / "template.ipynb"]:
         notebook = nbformat.read(path, as_version=4)
         if path in paths:
             index = paths.index(path)

@@ -21,7 +21,11 @@ LEFT_OUT = {"setup", "parameters", "solution"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NAV = re.compile(r"\n*<!--NAV-->.*", re.DOTALL)
 EXERCISES = re.compile(r"^## Exercises", re.MULTILINE)
-SOLUTION = re.compile(r"\n*<details><summary>Solution</summary>.*?</details>", re.DOTALL)
+SOLUTION = re.compile(  # beside its exercise, the link to it, or all of them in the last section
+    r"\n*<details><summary>Solution</summary>.*?</details>|\n*\[Solution\]\(#solution-\d+\)"
+    r"|\n*^##+ Solutions?\b(?:(?!\n## |<!--NAV-->).)*",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def slide_cells(notebook: NotebookNode) -> NotebookNode:
@@ -39,6 +43,8 @@ def slide_cells(notebook: NotebookNode) -> NotebookNode:
                 alt = html.escape(output.metadata.get("image/png", {}).get("alt", ""))
                 image = f'<img alt="{alt}" src="data:image/png;base64,{png}">'
                 output.data = nbformat.from_dict({"text/html": image})
+            if svg := output.get("data", {}).get("image/svg+xml"):  # its title is its description
+                output.data = nbformat.from_dict({"text/html": svg})
         if "slide_type" not in slideshow:
             slideshow.slide_type = "skip" if _is_left_out(cell) else "subslide"
         show.cells.append(cell)

@@ -120,8 +120,8 @@ def grid_search(
 
     def fit(rank: int, reg: float) -> tuple[tuple[float, ...], ALSModel]:
         model = make_als(rank, reg, **options).fit(train)
-        found = factors(model)
-        return (rank, reg, *map(found.rmse, rows)), model
+        model_factors = factors(model)
+        return (rank, reg, *map(model_factors.rmse, rows)), model
 
     grid = list(product(ranks, regs))
     with ThreadPoolExecutor(min(4, 1 + (os.cpu_count() or 1))) as pool:

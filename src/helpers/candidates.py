@@ -233,7 +233,6 @@ def liked(user_history: pd.DataFrame) -> pd.DataFrame:
     return user_history.loc[mask].reset_index(drop=True)
 
 
-def disliked(user_history: pd.DataFrame, margin: float = 1.0) -> pd.DataFrame:
-    """Return the movies rated at least ``margin`` stars below the user's mean, worst first."""
-    mask = user_history["deviation"] <= -margin
-    return user_history.loc[mask].iloc[::-1].reset_index(drop=True)
+def disliked(user_history: pd.DataFrame) -> pd.DataFrame:
+    """Return the movies rated at least one star below the user's mean, worst first."""
+    return user_history.loc[user_history["deviation"] <= -1].iloc[::-1].reset_index(drop=True)

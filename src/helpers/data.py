@@ -30,7 +30,7 @@ TABLES = {
     table: dict(column.split() for column in schema.split(", "))
     for table, schema in SCHEMAS.items()
 }
-FORMS = {  # of a type or a column: type in pandas, what a value looks like
+VALUE_FORMS = {  # of a type or a column: type in pandas, what a value looks like
     "int": ("int64", "[0-9]{1,9}"),
     "bigint": ("int64", "[0-9]{1,10}"),
     "float": ("float32", r"0?\.50*|[1-4](\.[05]0*)?|5(\.0+)?"),
@@ -69,8 +69,8 @@ class Dataset:
         if self.verified:
             return f"Data: {self.name}, verified by SHA-256 ({by})"
         return (
-            f"Data: {self.name}, {self.note or f'not {NAME} as published'}, unverified ({by}). The "
-            f"text speaks of {NAME}; the numbers computed here are those of {self.name}."
+            f"Data: {self.name}, not {NAME} as published, unverified ({by}). The text speaks of "
+            f"{NAME}; the numbers computed here are those of {self.name}."
         )
 
 
@@ -94,18 +94,14 @@ def locate(settings: Settings | None = None) -> Dataset:
 
 
 def _dataset(folder: Path, source: str, settings: Settings, note: str = "") -> Dataset:
-    path, files = releases.find(folder, source)
-    name = path.resolve().name
-    if files != releases.FILES:
-        copy = releases.convert(path, files, settings.cache_dir / "converted", TABLES)
-        return Dataset(copy, name, source, False, False, f"converted from {' and '.join(files)}")
+    path = releases.find(folder, source)
     if (path / "SIMULATED").exists():
         return Dataset(path, "sample (simulated)", source, True, False, note)
     verified = all(sha256(path / file) == wanted for file, wanted in SHA256.items())
-    return Dataset(path, NAME if verified else name, source, False, verified)
+    return Dataset(path, NAME if verified else path.resolve().name, source, False, verified)
 
 
-def trainable(dataset: Dataset, settings: Settings | None = None) -> Dataset:
+def for_training(dataset: Dataset, settings: Settings | None = None) -> Dataset:
     """Return ``dataset``, or the sample where it has no 5-core or all users rated all movies."""
     if dataset.verified:
         return dataset
@@ -144,7 +140,7 @@ def load_pandas(dataset: Dataset, table: str) -> pd.DataFrame:
     """
     text = _read(dataset, table)
     text = text[(text != "").any(axis="columns")]  # no blank lines
-    forms = {name: FORMS.get(name, FORMS[kind]) for name, kind in TABLES[table].items()}
+    forms = {name: VALUE_FORMS.get(name, VALUE_FORMS[kind]) for name, kind in TABLES[table].items()}
     for name, (_, pattern) in forms.items():
         _refuse(table, text[name], text[name].str.fullmatch(pattern))
     text = text.replace("", pd.NA) if table == "links" else text

@@ -41,7 +41,7 @@ CHECKS: dict[str, Callable[[], str]] = {
 }
 
 
-def ask() -> str:
+def llm_answer() -> str:
     """Ask the LLM one small question with a schema; return what came of it."""
     if not llm.is_live(settings := Settings.from_env()):
         return "nothing is asked without a server: set OPENAI_BASE_URL and LLM_MODEL"
@@ -67,4 +67,4 @@ def main(checks: dict[str, Callable[[], str]] = CHECKS) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(CHECKS | {"Answer": ask} if "--ask" in sys.argv[1:] else CHECKS))
+    sys.exit(main(CHECKS | {"Answer": llm_answer} if "--ask" in sys.argv[1:] else CHECKS))

@@ -1,9 +1,8 @@
 """The plain OpenAI client, with a transport underneath that can answer from records.
 
-``connect()`` returns an ``openai.OpenAI``. Its transport answers live (the server of
-``OPENAI_BASE_URL``), from a stored reply to exactly this request, by the small model on this
-machine (:mod:`helpers.local_model`), or not at all, with :class:`helpers.outcomes.NoReply`. Replies
-are stored; keys never are.
+The transport of ``connect()`` answers live (the server of ``OPENAI_BASE_URL``), from a stored reply
+to exactly this request, by the small model on this machine (:mod:`helpers.local_model`), or not at
+all (:class:`helpers.outcomes.NoReply`). Replies are stored; keys never are.
 """
 
 from __future__ import annotations
@@ -17,31 +16,12 @@ import openai
 from openai.lib._parsing._completions import type_to_response_format_param
 
 from helpers import answers, local_model, servers
+from helpers.budget import Budget, estimate_tokens, preview  # noqa: F401 (notebooks use them)
 from helpers.outcomes import FAULTS, NoReply, Outcome, fault_of, outcome_of, usable
 from helpers.replies import Body, CommittedStore, LocalStore, PendingRequests, Reply, request_key
-from helpers.servers import Attempt, Budget, estimate_tokens, preview, server_of
+from helpers.servers import Attempt, server_of
 from helpers.settings import Settings, SettingsError
 
-__all__ = [  # what the notebooks find here
-    "FAULTS",
-    "Budget",
-    "NoReply",
-    "Outcome",
-    "ask",
-    "connect",
-    "describe",
-    "estimate_tokens",
-    "fault_of",
-    "is_live",
-    "mode",
-    "model",
-    "outcome_of",
-    "preview",
-    "response_format",
-    "usable",
-]  # fmt: skip
-
-RECORDED_MODEL = "recorded"
 PROVENANCE = "made by a Claude model from the prompt alone, see data/replies/README.md"
 
 
@@ -51,15 +31,15 @@ def is_live(settings: Settings) -> bool:
     Raises:
         SettingsError: ``LLM_MODE`` is live but the server or the model is not named.
     """
-    if settings.llm_mode in {"recorded", "local", "none"}:
+    if settings.llm_mode not in {"auto", "live"}:
         return False
-    if settings.llm_mode == "live" and (missing(settings) or not settings.llm_model):
-        name = missing(settings) or "OPENAI_BASE_URL and LLM_MODEL"
-        raise SettingsError(f"LLM_MODE is live: set {name}.")
-    return bool(settings.llm_model) and not missing(settings)
+    absent = unset(settings)
+    if settings.llm_mode == "live" and (absent or not settings.llm_model):
+        raise SettingsError(f"LLM_MODE is live: set {absent or 'OPENAI_BASE_URL and LLM_MODEL'}.")
+    return bool(settings.llm_model) and not absent
 
 
-def missing(settings: Settings) -> str:
+def unset(settings: Settings) -> str:
     """Return the variable without which a server that is half configured is not asked, or ""."""
     server = bool(settings.llm_base_url or settings.llm_api_key)
     if settings.llm_mode not in {"auto", "live"} or server == bool(settings.llm_model):
@@ -75,13 +55,13 @@ def mode(settings: Settings | None = None) -> str:
 def model(settings: Settings | None = None) -> str:
     """Return the model to ask: ``LLM_MODEL``, or a placeholder where nothing is sent."""
     settings = settings or Settings.from_env()
-    return settings.llm_model if settings.llm_model and is_live(settings) else RECORDED_MODEL
+    return settings.llm_model if settings.llm_model and is_live(settings) else "recorded"
 
 
 def describe(settings: Settings | None = None) -> str:
     """Return one line that says who answers."""
     settings = settings or Settings.from_env()
-    line, name = _answering(settings)[1], missing(settings)
+    line, name = _answering(settings)[1], unset(settings)
     return f"LLM: {line}" + (f"; no server is asked, because {name} is not set" if name else "")
 
 
@@ -89,21 +69,18 @@ def _answering(settings: Settings) -> tuple[str, str]:
     """Return who answers first, and that in words; the stores are read once for both."""
     if is_live(settings):
         return "live", f"live, {settings.llm_model}"
-    if settings.llm_mode in {"auto", "recorded"} and (sources := _sources(settings)):
-        return "recorded", "; for the rest ".join(sources)
+    if settings.llm_mode in {"auto", "recorded"}:
+        stores = Stores(settings)
+        sources = [f"recorded replies, {PROVENANCE}"] if stores.committed.all() else []
+        if models := stores.local.models():
+            sources.append(f"your own stored replies, by {', '.join(models)}")
+        if sources:
+            return "recorded", "; for the rest ".join(sources)
     why = local_model.missing() if settings.llm_mode in {"auto", "local"} else "not wanted"
     if not why:
-        return "local", f"{local_model.NAME}, a small LLM on this machine"
+        return "local", f"{local_model.MODEL}, a small LLM on this machine"
     line = "none; lists keep the retriever's order and profiles are plain tables"
     return "none", line + (f" ({why})" if settings.llm_mode == "local" else "")
-
-
-def _sources(settings: Settings) -> list[str]:
-    committed = CommittedStore(settings.replies_dir).all()
-    with LocalStore(settings.cache_dir / "replies.jsonl") as store:
-        models = ", ".join(store.models())
-    sources = [f"recorded replies, {PROVENANCE}"] if committed else []
-    return sources + ([f"your own stored replies, by {models}"] if models else [])
 
 
 def connect(
@@ -159,7 +136,7 @@ def ask(
     if schema is not None:
         options["response_format"] = response_format(schema)
     if letters:  # in a header: what is asked, and so its record, stays the same
-        options["extra_headers"] = {servers.LETTERS: str(letters)}
+        options["extra_headers"] = {servers.LETTERS_HEADER: str(letters)}
     options.setdefault("model", model())
     create: Any = client.chat.completions.with_raw_response.create
     try:
@@ -233,23 +210,21 @@ class RecordingTransport(httpx2.BaseTransport):
         body = json.loads(request.read() or b"{}")
         if body.get("stream"):
             raise openai.OpenAIError("This client stores whole replies: leave stream out.")
-        model, server = str(body.get("model", "")), server_of(request.url)
-        place = {"model": model, "server": server} if self.live else {}
-        if reply := self.stores.find(body, **place):
+        asked = {"model": str(body.get("model", "")), "server": server_of(request.url)}
+        if reply := self.stores.find(body, **(asked if self.live else {})):
             headers = {"x-reply-source": reply.origin}
             return httpx2.Response(200, headers=headers, json=reply.response, request=request)
         if self.live is None and self.local:
             return self._by_local_model(request, body)
         if self.live is None:
             self.pending.add({name: body[name] for name in body if name != "model"})
-            names = missing(self.settings) or "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL"
+            names = unset(self.settings) or "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL"
             raise NoReply(
                 f"No reply to this request is recorded, and no LLM is configured: set {names} "
                 "(see README.md); the request was noted as pending."
             )
         attempt = Attempt(self.settings, self.forms, request)
-        reserved = self.budget.wait(attempt.body)
-        with self.budget.passage(reserved, attempt.body) as passage:
+        with self.budget.passage(attempt.body) as passage:
             while passage.response is None or attempt.again(passage.response):
                 passage.sent = True
                 try:
@@ -257,23 +232,18 @@ class RecordingTransport(httpx2.BaseTransport):
                 except httpx2.TransportError as error:  # a key may stand in an address
                     raise type(error)(self.settings.scrub(str(error))) from None
                 passage.response = attempt.received(response)
-        self.stores.keep(body, passage.response, model=model, server=server)
+        self.stores.keep(body, passage.response, **asked)
         return passage.response
 
     def _by_local_model(self, request: httpx2.Request, body: Body) -> httpx2.Response:
-        address = local_model.server(self.settings.cache_dir / "local_model.log").address()
-        asked = local_model.request(body)
-        asked = servers.tightened(asked, request.headers.get(servers.LETTERS), texts=True)
-        with httpx2.Client(trust_env=False, timeout=local_model.TIMEOUT_S) as client:
-            answer = client.post(f"{address}/v1{request.url.path.removeprefix('/v1')}", json=asked)
-        self.stores.keep(body, answer, model=local_model.NAME, server=local_model.SERVER)
-        headers = {"x-reply-source": "local"}
-        return httpx2.Response(
-            answer.status_code, headers=headers, content=answer.content, request=request
-        )
+        letters, log = request.headers.get(servers.LETTERS_HEADER), "local_model.log"
+        asked = servers.tightened(local_model.request(body), letters, texts=True)
+        answer = local_model.post(request.url.path, asked, self.settings.cache_dir / log)
+        self.stores.keep(body, answer, model=local_model.MODEL, server=local_model.SERVER)
+        headers, text = {"x-reply-source": "local"}, answer.content
+        return httpx2.Response(answer.status_code, headers=headers, content=text, request=request)
 
     def close(self) -> None:
-        """Close the store and the connection."""
-        self.stores.local.close()
+        """Close the connection."""
         if self.live is not None:
             self.live.close()

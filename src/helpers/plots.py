@@ -51,16 +51,14 @@ def new_axes(
     return figure, list(axes[0])
 
 
-def bars(
-    table: pd.Series, *, xlabel: str, ylabel: str, horizontal: bool = False, colour: str = BLUE
-) -> Figure:
+def bars(table: pd.Series, *, xlabel: str, ylabel: str, horizontal: bool = False) -> Figure:
     """Return a bar chart of ``table``, one bar per index entry; labels are for the two axes."""
     figure, (axes,) = new_axes(height=max(3.2, 0.26 * len(table)) if horizontal else 3.6)
     labels = [str(label) for label in table.index]
     if horizontal:
-        axes.barh(labels[::-1], table.to_numpy()[::-1], color=colour)
+        axes.barh(labels[::-1], table.to_numpy()[::-1], color=BLUE)
     else:
-        axes.bar(labels, table.to_numpy(), color=colour)
+        axes.bar(labels, table.to_numpy(), color=BLUE)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     return figure
 
@@ -103,12 +101,10 @@ def heatmap(grid: pd.DataFrame, *, xlabel: str, ylabel: str, value: str) -> Figu
     return figure
 
 
-def slope_chart(
-    before: Sequence[str], after: Sequence[str], *, left: str, right: str, mark: int = 3
-) -> Figure:
+def slope_chart(before: Sequence[str], after: Sequence[str], *, left: str, right: str) -> Figure:
     """Return two ranked lists of the same items joined by lines; rank 1 is at the top.
 
-    Items that climb by ``mark`` ranks or more are blue, those that fall as far are red.
+    Items that climb by three ranks or more are blue, those that fall as far are red.
 
     Raises:
         ValueError: the lists do not hold the same items.
@@ -120,7 +116,7 @@ def slope_chart(
     for start, item in enumerate(before, 1):
         end = after.index(item) + 1
         climb = start - end
-        colour = BLUE if climb >= mark else RED if climb <= -mark else GREY
+        colour = BLUE if climb >= 3 else RED if climb <= -3 else GREY
         axes.plot([0, 1], [start, end], marker="o", color=colour)
         axes.text(-0.04, start, f"{start}. {_short(item)}", ha="right", va="center", fontsize=9)
         axes.text(1.04, end, f"{end}. {_short(item)}", ha="left", va="center", fontsize=9)
@@ -172,7 +168,7 @@ def _short(text: str, limit: int = 38) -> str:
 def explorer(
     render: Callable[..., pd.DataFrame], **controls: ipywidgets.ValueWidget
 ) -> ipywidgets.VBox:
-    """Return controls above a table that follows them.
+    """Return controls above a table that follows them; all text in the table is escaped.
 
     ``render`` is called with the control values by name and returns the table. A ``LookupError`` or
     ``ValueError`` from it (an unknown user, say) is shown as its message, not as a traceback.
@@ -180,36 +176,14 @@ def explorer(
     output = ipywidgets.HTML()
 
     def update(_change: object = None) -> None:
-        values = {name: control.value for name, control in controls.items()}
-        output.value = as_html(render, **values)
+        try:
+            table = render(**{name: control.value for name, control in controls.items()})
+            output.value = table.to_html(index=False, border=0, justify="left")
+        except (LookupError, ValueError) as error:
+            message = error.args[0] if error.args else error
+            output.value = f"<p><b>{html.escape(str(message))}</b></p>"
 
     for control in controls.values():
         control.observe(update, names="value")
     update()
     return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), output])
-
-
-def as_html(render: Callable[..., pd.DataFrame], **values: object) -> str:
-    """Return what :func:`explorer` shows for ``values``; all text in the table is escaped."""
-    try:
-        return render(**values).to_html(index=False, escape=True, border=0)
-    except (LookupError, ValueError) as error:
-        message = error.args[0] if error.args else error
-        return f"<p><b>{html.escape(str(message))}</b></p>"
-
-
-def user_box(value: int) -> ipywidgets.BoundedIntText:
-    """Return a box for a user id; any number may be typed."""
-    return ipywidgets.BoundedIntText(value=value, min=0, max=10**9, description="user")
-
-
-def choice(label: str, options: list[str]) -> ipywidgets.Dropdown:
-    """Return a drop-down list whose first option is chosen."""
-    return ipywidgets.Dropdown(options=options, description=label)
-
-
-def weight_slider(value: float = 0.5) -> ipywidgets.FloatSlider:
-    """Return a slider from 0 (retriever only) to 1 (LLM only)."""
-    return ipywidgets.FloatSlider(
-        value=value, min=0, max=1, step=0.1, description="LLM weight", continuous_update=False
-    )

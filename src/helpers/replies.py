@@ -19,6 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from helpers.releases import replacing
+
 Body = dict[str, Any]
 Fault = Callable[[Body, Body], str]  # from request and response to why it is of no use, or ""
 
@@ -108,9 +110,8 @@ def write_jsonl(replies: Iterable[Reply], path: Path) -> int:
     records = [{"key": r.key, "request": r.request, "response": r.response} for r in replies]
     records.sort(key=lambda record: record["key"])
     lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records]
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text("".join(lines), encoding="utf-8", newline="\n")
-    fresh.replace(path)
+    with replacing(path) as fresh:
+        fresh.write_text("".join(lines), encoding="utf-8", newline="\n")
     return len(records)
 
 
@@ -145,14 +146,14 @@ class _AppendedFile:
         self._path, self._lock, self._read = Path(path), threading.RLock(), 0
         self._index: dict[str, list[Body]] = {}
 
-    def _append(self, records: Iterable[Body]) -> None:
-        """Write records to disk; a line that a kill left torn is ended first."""
-        lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    def _append(self, record: Body) -> None:
+        """Write a record to disk; a line that a kill left torn is ended first."""
+        line = json.dumps(record).encode() + b"\n"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock, self._path.open("ab+") as file:
             file.seek(max(file.tell() - 1, 0))
             torn = file.read() not in (b"", b"\n")
-            file.write(b"\n" * torn + lines)
+            file.write(b"\n" * torn + line)
             file.flush()
             os.fsync(file.fileno())
 
@@ -180,17 +181,8 @@ class LocalStore(_AppendedFile, AbstractContextManager):
 
     def put(self, request: Body, response: Body, *, model: str = "", server: str = "") -> None:
         """Store a reply; it replaces an earlier one of this model and server to this request."""
-        self.put_all([(request, response)], model=model, server=server)
-
-    def put_all(
-        self, replies: Iterable[tuple[Body, Body]], *, model: str = "", server: str = ""
-    ) -> None:
-        """Store pairs of request and response."""
-        source = {"model": model, "server": server, "created": time.time()}
-        self._append(
-            {"key": request_key(request), "request": request, "response": response} | source
-            for request, response in replies
-        )
+        asked = {"key": request_key(request), "request": request, "response": response}
+        self._append(asked | {"model": model, "server": server, "created": time.time()})
 
     def get(
         self,
@@ -221,11 +213,8 @@ class LocalStore(_AppendedFile, AbstractContextManager):
         self._path.unlink(missing_ok=True)
         return number
 
-    def close(self) -> None:
-        """Do nothing: no file stays open."""
-
     def __exit__(self, *_: object) -> None:
-        """Close the store."""
+        """Do nothing: no file stays open."""
 
 
 def _stored(record: Body) -> Reply:
@@ -241,7 +230,7 @@ class PendingRequests(_AppendedFile):
         """Collect a request unless it is there already."""
         with self._lock:
             if request_key(body) not in self._load():
-                self._append([body])
+                self._append(body)
 
     def all(self) -> list[Body]:
         """Return the requests in their order."""

@@ -1,6 +1,6 @@
 """Bias of a ranker, measured: the same question asked in other ways, and what the answers show.
 
-Notebook 10 asks an LLM about the same user and the same candidates again with one thing changed:
+The appendix to 13 asks an LLM about the same user and the same candidates with one thing changed:
 their labels, the history, a sentence about the viewer. The first half of this module makes those
 prompts from that of notebook 06, the second half measures the answers.
 """
@@ -10,12 +10,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel
-from scipy.stats import kendalltau
 
 from helpers import answers, prompts, ranking
 from helpers.prompts import Messages
@@ -187,21 +185,6 @@ def slot_prior(orders_of_slots: Sequence[Sequence[int]], n: int) -> np.ndarray:
     for order in orders_of_slots:
         total[list(order)] += np.arange(1, n + 1)
     return total / len(orders_of_slots)
-
-
-def agreement(
-    left: Mapping[int, Sequence[int]], right: Mapping[int, Sequence[int]], k: int = 5
-) -> pd.DataFrame:
-    """Return Kendall's ``tau`` and the ``overlap`` of the first ``k``, by ``userId`` in both."""
-    rows = {}
-    for user in sorted(set(left) & set(right)):
-        items = sorted(left[user])
-        ranks = [[list(order[user]).index(item) for item in items] for order in (left, right)]
-        tau: Any = kendalltau(*ranks)
-        common = set(list(left[user])[:k]) & set(list(right[user])[:k])
-        rows[user] = (float(tau.statistic), len(common) / k)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["tau", "overlap"])
-    return table.rename_axis("userId")
 
 
 def gini(counts: np.ndarray) -> float:

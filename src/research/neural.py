@@ -7,9 +7,7 @@ takes, so that the networks are judged by the protocol of notebook 06.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -241,7 +239,7 @@ def train(
                 state = {name: part.state_dict() for name, part in live.items()}
                 with data.replacing(state_path) as fresh:
                     torch.save({**state, **facts, "history": history}, fresh)
-                _give_back_memory()
+                training.give_back_memory()
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", recall=f"{history[-1]:.4f}")
     save(best, path, command=command, training=trained_on, history=json.dumps(history))
@@ -267,12 +265,6 @@ def _check_same(path: Path, kept: Mapping[str, Any], facts: dict[str, str]) -> N
             f"{path.name} belongs to a training with other settings or data; delete it or give "
             "another path."
         )
-
-
-def _give_back_memory() -> None:
-    """Return free memory to the system: with batches of all sizes glibc would keep a gigabyte."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def start_from(vectors: np.ndarray, dim: int, spread: float = 0.02) -> np.ndarray:

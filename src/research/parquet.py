@@ -27,7 +27,7 @@ def bucketed(table: DataFrame, buckets: int) -> DataFrame:
     return table.withColumn("bucket", bucket).repartitionById(buckets, "bucket")
 
 
-def save(
+def write_folder(
     tables: Mapping[str, DataFrame],
     folder: Path | str,
     *,
@@ -58,7 +58,7 @@ def save(
     return Saved(rows)
 
 
-def load(
+def read_table(
     spark: SparkSession,
     folder: Path | str,
     name: str,
@@ -86,7 +86,7 @@ def _address(path: Path) -> str:
 
 def save_tables(tables: data.Tables, folder: Path | str, *, buckets: int = BUCKETS) -> Saved:
     """Write the four tables: ratings and tags by user bucket, the others in one file."""
-    return save(tables._asdict(), folder, buckets=buckets)
+    return write_folder(tables._asdict(), folder, buckets=buckets)
 
 
 def load_tables(
@@ -100,5 +100,5 @@ def load_tables(
     tables = {}
     for name, schema in data.SCHEMAS.items():
         chosen = users if "userId" in schema else None
-        tables[name] = load(spark, folder, name, schema, users=chosen, buckets=buckets)
+        tables[name] = read_table(spark, folder, name, schema, users=chosen, buckets=buckets)
     return data.Tables(**tables)

@@ -11,10 +11,10 @@ import pandas as pd
 
 from helpers import data
 from research import sequential, splits
-from research.sequential import Interactions, Transitions
+from research.sequential import Interactions
 
 CANDIDATES = 20
-RETRIEVER = Transitions(30, 0.95, 0.5, 0.5, 10, 0.7)
+RETRIEVER = sequential.CHOSEN["release"].transitions
 """The transition counts that notebook 06 found best on validation."""
 
 
@@ -65,9 +65,3 @@ def candidate_lists(seen: Interactions, n: int = CANDIDATES) -> pd.DataFrame:
     """Return each user's ``n`` best unseen items by :data:`RETRIEVER`, as ``top_lists`` does."""
     scores = sequential.unseen(sequential.transitions(seen, RETRIEVER), seen)
     return sequential.top_lists(scores, seen, n)
-
-
-def shuffled_lists(lists: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return the lists with each user's candidates in a random order."""
-    mixed = lists.sample(frac=1, random_state=seed).sort_values("userId", kind="stable")
-    return mixed.assign(rank=mixed.groupby("userId").cumcount() + 1)

@@ -1,16 +1,16 @@
-"""Questions about viewers and how they are put to a language model: the data of notebook 09.
+"""Questions about viewers and how they are put to a language model: the data of notebook 11.
 
-Four tasks: which candidate came next (``rank``), which movie of all (``next``), how many stars
-(``rate``), liked or not (``like``). Each is asked with an instruction, as a document that breaks
-off, with examples before it, or without words.
+Which candidate came next (``rank``), which movie of all (``next``), how many stars (``rate``),
+liked or not (``like``), which genre (``genre``). The small model, with a token per title, gets an
+:func:`instruction` or a :func:`document` that breaks off; a pretrained one gets :func:`worded`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from helpers import data, prompts, ranking
@@ -33,8 +33,7 @@ class Question:
     """One question about one user: what a prompt is made of, and the answer where it is known.
 
     ``history`` holds titles, oldest first, and ``stars`` their ratings. ``item`` is the movie asked
-    about (``rate``, ``like``), ``candidates`` are titles to choose from (``rank``), ``truth`` is a
-    title (``rank``, ``next``) or the stars (``rate``, ``like``).
+    about, ``candidates`` are what to choose from, ``truth`` is a title, the stars, or a genre.
     """
 
     task: str
@@ -51,7 +50,6 @@ WORDS = {
     "rate": "How many stars does this viewer give {item} ? Answer with a number :",
     "like": "Does this viewer like {item} ? Answer yes or no :",
 }
-LETTERS = "Which one of these movies came next ? {candidates} Answer with a letter :"
 WATCHED, RATED = "Watched :", "Watched and rated :"
 
 
@@ -77,20 +75,14 @@ def _answers(question: Question, titles: Sequence[str]) -> tuple[tuple[str, ...]
     return tuple(names), truth
 
 
-def instruction(question: Question, titles: Sequence[str] = (), *, letters: bool = False) -> Prompt:
-    """Return the prompt with an instruction.
+def instruction(question: Question, titles: Sequence[str] = ()) -> Prompt:
+    """Return the small model's prompt; ``titles`` is the whole catalogue, the answers of ``next``.
 
-    ``titles`` is the whole catalogue, the answers of ``next``. With ``letters`` candidates are
-    answered by letter (notebook 07), for models to which a title is many tokens.
+    Answers are titles, stars, or yes and no.
     """
     answers, truth = _answers(question, titles)
     words, shown = WORDS[question.task], [wrap(title) for title in question.candidates]
-    if question.task == "rank" and letters:
-        names = ranking.letters(len(shown))
-        shown = [f"({a}) {b}" for a, b in zip(names, shown, strict=True)]
-        truth = names[answers.index(truth)] if truth in answers else None
-        answers, words = tuple(names), LETTERS
-    elif question.task == "like":
+    if question.task == "like":
         answers = ("yes", "no")
         truth = None if question.truth is None else answers[float(question.truth) < LIKED]
     item = "" if question.item is None else wrap(question.item)
@@ -109,32 +101,99 @@ def document(question: Question, titles: Sequence[str] = ()) -> Prompt:
     return Prompt(text, answers, answers.index(truth) if truth in answers else None)
 
 
-def with_examples(question: Question, examples: Sequence[Question], **options: Any) -> Prompt:
-    """Return the instruction prompt with answered ``examples`` before it (in-context learning)."""
-    prompt = instruction(question, **options)
-    shown = [instruction(example, **options) for example in examples]
-    parts = [f"{each.text} {each.answers[each.label]}" for each in shown if each.label is not None]
-    return replace(prompt, text=" ".join([*parts, prompt.text]))
+SPOKEN = {
+    "rank": "Which of these movies did the viewer watch next?\n{choices}\nAnswer with a letter.",
+    "like": "Did the viewer like {item}?\nAnswer yes or no.",
+    "rate": "How many stars, from one to five, did the viewer give {item}?\nAnswer with a word.",
+    "genre": "Which genre is {item}?\n{choices}\nAnswer with a letter.",
+}
+"""The questions to a pretrained model, by task."""
+OPINIONS = ("liked", "not liked")
+COUNTS = ("one", "two", "three", "four", "five")
+EXPERT = (
+    "You are an expert who knows thousands of movies and the people who watch them. Think about "
+    "the taste that this viewer's history shows, and then answer.\n\n"
+)
+USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+WORDINGS = ("plain", "expert", "chat")
 
 
-def bare(question: Question, titles: Sequence[str] = ()) -> Prompt:
-    """Return the instruction prompt without its words: history, then candidates or the movie.
+def _spoken(question: Question) -> Iterator[str]:
+    """Yield the lines of the history; ratings stand in the words of the task's answers."""
+    head = "Movies that a viewer watched, oldest first:"
+    yield head if question.task == "rank" else head.replace("watched", "watched and rated")
+    for title, stars in zip(question.history, question.stars, strict=True):
+        words = {"rate": COUNTS[_count(stars)], "like": OPINIONS[float(stars) < LIKED]}
+        yield wrap(title) + (f": {words[question.task]}" if question.item else "")
 
-    What POD (Li et al. 2023) leaves of a prompt. ``rate`` and ``like`` have the same text.
+
+def _count(stars: str) -> int:
+    return max(int(float(stars) + 0.5), 1) - 1
+
+
+def worded(question: Question, wording: str = "plain") -> Prompt:
+    """Return the prompt for a pretrained model; each answer is one token.
+
+    The ``wording`` is ``plain``, ``expert`` (a role before it) or ``chat`` (SmolLM2's own marks).
     """
-    whole = instruction(question, titles)
-    shown = [wrap(title) for title in question.candidates]
-    shown += [wrap(question.item)] if question.item else []
-    return replace(whole, text=" ".join([_history(question), *shown]))
+    truth, text = question.truth, SPOKEN[question.task]
+    if question.task == "like":
+        answers, label = ("yes", "no"), None if truth is None else int(float(truth) < LIKED)
+    elif question.task == "rate":
+        answers, label = COUNTS, None if truth is None else _count(truth)
+    else:
+        answers = tuple(ranking.letters(len(question.candidates)))
+        label = question.candidates.index(truth) if truth in question.candidates else None
+        names = question.candidates if question.task == "genre" else map(wrap, question.candidates)
+        lines = (f"{letter}. {name}" for letter, name in zip(answers, names, strict=True))
+        text = text.replace("{choices}", "\n".join(lines))
+    text = text.replace("{item}", wrap(question.item or ""))
+    if question.task != "genre":
+        text = "\n".join([*_spoken(question), text])
+    if wording == "chat":
+        return Prompt(f"{USER}{text}{ASSISTANT}Answer:", answers, label)
+    return Prompt((EXPERT if wording == "expert" else "") + text + "\nAnswer:", answers, label)
 
 
-Form = Callable[[Question], Prompt]
+def beside(question: Question) -> Prompt:
+    """Return history and possible answers as a cross-encoder reads them, in pairs."""
+    asked = worded(question)
+    if question.task == "like":
+        answers = tuple(f"{wrap(question.item or '')}: {opinion}" for opinion in OPINIONS)
+    else:
+        titles = zip(asked.answers, question.candidates, strict=True)
+        answers = tuple(f"{letter}. {wrap(title)}" for letter, title in titles)
+    return Prompt("\n".join(_spoken(question)), answers, asked.label)
 
 
-def forms(course: Course, letters: bool = False) -> tuple[Form, Form]:
-    """Return the two ways to ask: with an instruction, and as a document."""
-    titles = course.catalogue
-    return lambda q: instruction(q, titles, letters=letters), lambda q: document(q, titles)
+def shown(examples: Sequence[Question]) -> str:
+    """Return answered examples as they stand before a question (in-context learning)."""
+    asked = [worded(example) for example in examples]
+    return "".join(f"{p.text} {p.answers[p.label]}\n\n" for p in asked if p.label is not None)
+
+
+def short(question: Question, random: np.random.Generator) -> Question:
+    """Return the question with the last five of the history and eight candidates.
+
+    The right one and seven others, drawn at random, stay in the retriever's order.
+    """
+    history, stars = question.history[-5:], question.stars[-5:]
+    kept = list(question.candidates)
+    if question.task == "rank":
+        others = [i for i, title in enumerate(kept) if title != question.truth]
+        away = random.permutation(others)[: max(len(kept) - 8, 0)]
+        kept = [title for i, title in enumerate(kept) if i not in away]
+    return replace(question, history=history, stars=stars, candidates=tuple(kept))
+
+
+def about_genre(question: Question, course: Course, random: np.random.Generator) -> Question:
+    """Return a question about the genre of the movie that came next, with four to choose from."""
+    (own,) = [i for i, title in course.titles.items() if title == question.item]
+    names = {name for genres in course.genres.values() for name in genres}
+    others = random.permutation(sorted(names - set(course.genres[own])))[:3].tolist()
+    truth = course.genres[own][0] if course.genres[own] else "no genre"
+    four = tuple(random.permutation([truth, *others]).tolist())
+    return replace(question, task="genre", history=(), stars=(), candidates=four, truth=truth)
 
 
 @dataclass(frozen=True)
@@ -142,7 +201,8 @@ class Course:
     """All questions on one data set, by task (``validation`` and ``test`` also by user).
 
     ``early`` is what the base model reads: training histories without their last ``STEPS`` items,
-    about which ``train`` asks. Only users whose item was retrieved have a ``rank`` question.
+    about which ``train`` asks. Only users whose item was retrieved have a ``rank`` question, with
+    candidates in the order of the retriever.
     """
 
     protocol: Protocol
@@ -176,9 +236,9 @@ class Course:
         train: dict[str, list[Question]] = {task: [] for task in TASKS}
         train_users: dict[str, list[int]] = {task: [] for task in TASKS}
         pairs = sequential.steps_back(rows, protocol.items, steps)
-        for step, (seen, target) in enumerate(pairs, 1):
+        for seen, target in pairs:
             stage = Stage(seen, candidate_lists(seen), target)
-            for task, by_user in _questions(stage, rows, titles, seed=100_003 * step).items():
+            for task, by_user in _questions(stage, rows, titles).items():
                 train[task] += by_user.values()
                 train_users[task] += by_user.keys()
         whole = pd.concat([protocol.parts.known, protocol.parts.test])
@@ -189,7 +249,7 @@ class Course:
 
 
 def _questions(
-    stage: Stage, rows: pd.DataFrame, titles: Mapping[int, str], seed: int = 0
+    stage: Stage, rows: pd.DataFrame, titles: Mapping[int, str]
 ) -> dict[str, dict[int, Question]]:
     """Return each task's questions by user; ``rows`` is where ratings are looked up."""
     seen, lists, target = stage
@@ -206,7 +266,7 @@ def _questions(
         rated = replace(base, item=titles[movie], truth=stars[user, movie])
         for task in ("rate", "like"):
             questions[task][user] = replace(rated, task=task)
-        pool = prompts.shuffled(pools.get(user, []), seed + user)
+        pool = pools.get(user, [])
         if movie in pool:
             names = tuple(titles[int(item)] for item in pool)
             questions["rank"][user] = replace(base, task="rank", candidates=names)

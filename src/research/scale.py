@@ -26,7 +26,8 @@ import httpx2
 import pandas as pd
 from tqdm.auto import tqdm
 
-from helpers import llm, outcomes, ranking, servers
+from helpers import llm, outcomes, ranking
+from helpers.budget import Budget, completion_limit, estimate_tokens
 from helpers.replies import Body, LocalStore, request_key
 from helpers.settings import Settings, SettingsError
 
@@ -140,7 +141,7 @@ class PacedClient(httpx2.Client):
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request when its turn has come."""
         body = json.loads(request.content)
-        self.pace.wait(servers.estimate_tokens(body) + servers.completion_limit(body))
+        self.pace.wait(estimate_tokens(body) + completion_limit(body))
         response = super().send(request, **options)
         if not response.is_success and (seconds := retry_after(response.headers)) is not None:
             self.pace.pause(seconds)
@@ -185,7 +186,7 @@ def rank_users(
     store: LocalStore | None = None,
     concurrency: int = 16,
     limits: Limits | None = None,
-    budget: servers.Budget | None = None,
+    budget: Budget | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Iterator[Ranked]:
@@ -211,7 +212,7 @@ def rank_users(
         SettingsError: see :func:`helpers.llm.is_live`.
     """
     settings = settings or Settings.from_env()
-    budget = budget or servers.Budget.of(settings)
+    budget = budget or Budget.of(settings)
     paced = PacedClient(Pace(limits or Limits()), concurrency) if llm.is_live(settings) else None
     stores = llm.Stores(settings, store)
     client = llm.connect(
@@ -242,8 +243,6 @@ def rank_users(
         bar.close()
         if paced is not None:
             paced.close()
-        if store is None:
-            stores.local.close()
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -399,7 +398,7 @@ def in_partitions(
                 yield ToRank(int(user), [int(movie) for movie in shown], json.loads(messages))
 
     def rank(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        budget = servers.Budget(settings.llm_max_tokens // partitions, dollars, *prices)
+        budget = Budget(settings.llm_max_tokens // partitions, dollars, *prices)
         job: Any = {"concurrency": concurrency, "limits": share, "budget": budget, **options}
         with LocalStore(store) as opened:
             results = rank_users(people(frames), settings, store=opened, progress=False, **job)

@@ -175,7 +175,36 @@ def transitions(seen: Interactions, how: Transitions | None = None) -> np.ndarra
     return sparse.csr_array(scores).toarray()
 
 
-def blend(parts: Sequence[tuple[float, np.ndarray]], floor: float = 0.01) -> np.ndarray:
+def transitions_so_far(
+    seen: Interactions, times: np.ndarray, moments: np.ndarray, how: Transitions
+) -> np.ndarray:
+    """Score as :func:`transitions`, from what all users had rated before each user's own moment.
+
+    ``times`` of shape (n_interactions,) belong to the interactions, ``moments`` of shape (n_users,)
+    to the users. A pair is known when the later of its two interactions is.
+    """
+    columns, size = [], len(seen.items)
+    for gap in range(1, how.window + 1):
+        same = seen.row[gap:] == seen.row[:-gap]
+        source, target, time = seen.column[:-gap][same], seen.column[gap:][same], times[gap:][same]
+        weight = np.full(len(source), how.gap_decay ** (gap - 1))
+        columns += [(source, target, weight, time), (target, source, how.backward * weight, time)]
+    source, target, weight, time = (np.concatenate(part) for part in zip(*columns, strict=True))
+    order = np.argsort(source, kind="stable")
+    start = np.searchsorted(source[order], np.arange(size + 1))
+    scores = np.zeros((len(seen.users), size))
+    for row, (moment, history) in enumerate(zip(moments, seen.histories(), strict=True)):
+        for age, item in enumerate(history[::-1][: how.last]):
+            pairs = order[start[item] : start[item + 1]]
+            pairs = pairs[time[pairs] < moment]
+            found = np.bincount(target[pairs], weight[pairs], minlength=size)
+            scores[row] += how.age_decay**age * found
+        counts = np.bincount(seen.column[times < moment], minlength=size)
+        scores[row] *= np.maximum(counts, 1.0) ** -how.popularity
+    return scores
+
+
+def blend_scores(parts: Sequence[tuple[float, np.ndarray]], floor: float = 0.01) -> np.ndarray:
     """Return the logarithm of the weighted geometric mean of score matrices.
 
     Each user's row is divided by its highest score; mask what was seen beforehand (:func:`unseen`).
@@ -188,6 +217,65 @@ def blend(parts: Sequence[tuple[float, np.ndarray]], floor: float = 0.01) -> np.
         top = positive.max(axis=1, keepdims=True)
         total += weight * np.log(positive / np.where(top > 0, top, 1) + floor)
     return total
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Settings of the retrievers of notebook 06, as its appendix chooses them on the real release.
+
+    ``explicit`` and ``implicit`` are what :func:`helpers.als.make_als` takes.
+    """
+
+    explicit: Mapping[str, Any]
+    min_support: int
+    implicit: Mapping[str, Any]
+    neighbours: int
+    shrinkage: float
+    ease_reg: float
+    ease_decay: float
+    transitions: Transitions
+    blend_transitions: Transitions
+    blend_reg: float = 200.0
+    blend_decay: float = 0.95
+    blend_weight: float = 0.7
+
+
+CHOSEN = {
+    "release": Chosen(
+        {"rank": 10, "reg": 0.1}, 100, {"rank": 64, "reg": 0.2, "implicit": True, "alpha": 1.0},
+        10, 0.0, 100.0, 0.9,
+        Transitions(30, 0.95, 0.5, 0.5, 10, 0.7), Transitions(30, 0.95, 0.5, 0.7, 10, 0.6),
+    ),
+    "sample": Chosen(
+        {"rank": 6, "reg": 0.1}, 50, {"rank": 16, "reg": 0.2, "implicit": True, "alpha": 0.3},
+        50, 0.0, 200.0, 0.98,
+        Transitions(30, 0.95, 0.5, 0.4, 10, 0.8), Transitions(30, 0.95, 0.5, 0.4, 10, 0.8),
+    ),
+}  # fmt: skip
+"""The lists that the recorded replies rest on come from these settings."""
+
+
+def nine_lists(
+    seen: Interactions, chosen: Chosen, explicit: Factors, implicit: Factors, n: int = 20
+) -> tuple[dict[str, pd.DataFrame], np.ndarray]:
+    """Return the lists of nine retrievers, ``n`` movies a user, and the transition scores."""
+    weights = ease_weights(seen, chosen.ease_reg)
+    counted = transitions(seen, chosen.transitions)
+    follow = unseen(transitions(seen, chosen.blend_transitions), seen)
+    knn = {"neighbours": chosen.neighbours, "shrinkage": chosen.shrinkage}
+    recent = unseen(ease(seen, reg=chosen.blend_reg, decay=chosen.blend_decay), seen)
+    scores = {
+        "explicit ALS": lambda: factor_scores(explicit, seen),
+        "explicit ALS, support": lambda: factor_scores(explicit, seen, chosen.min_support),
+        "popularity": lambda: popularity(seen),
+        "implicit ALS": lambda: factor_scores(implicit, seen),
+        "ItemKNN": lambda: item_knn(seen, **knn),
+        "EASE": lambda: ease(seen, weights=weights),
+        "EASE, recent": lambda: ease(seen, decay=chosen.ease_decay, weights=weights),
+        "transitions": lambda: counted,
+        "blend": lambda: blend_scores([(1, follow), (chosen.blend_weight, recent)]),
+    }  # one after the other: each is 18 MB on the real release
+    return {name: top_lists(score(), seen, n) for name, score in scores.items()}, counted
 
 
 def unseen(scores: np.ndarray, seen: Interactions) -> np.ndarray:

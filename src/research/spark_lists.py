@@ -95,7 +95,9 @@ def save_lists(
 
     Raises NoCandidatesError where there was none.
     """
-    saved = parquet.save({"candidates": lists}, folder, buckets=buckets, order=("userId", "rank"))
+    saved = parquet.write_folder(
+        {"candidates": lists}, folder, buckets=buckets, order=("userId", "rank")
+    )
     if not saved.rows["candidates"]:
         raise NoCandidatesError(
             "No user has a movie left that could be recommended: lower the minimum support."
@@ -111,4 +113,6 @@ def read_lists(
     buckets: int = parquet.BUCKETS,
 ) -> DataFrame:
     """Return the saved candidates (:data:`LISTS_SCHEMA`), of some users or all, in no order."""
-    return parquet.load(spark, folder, "candidates", LISTS_SCHEMA, users=users, buckets=buckets)
+    return parquet.read_table(
+        spark, folder, "candidates", LISTS_SCHEMA, users=users, buckets=buckets
+    )

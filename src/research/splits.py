@@ -1,31 +1,13 @@
-"""Ratings set apart by a hash, or leave-one-out, as LlamaRec (Yue et al. 2023) does on a 5-core."""
+"""Leave-one-out, as LlamaRec (Yue et al. 2023) evaluates on a 5-core."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F  # noqa: N812
 
 from helpers.data import DataError
-
-
-def split_by_hash(
-    ratings: DataFrame, weights: tuple[float, ...] = (0.6, 0.2, 0.2), seed: int = 0
-) -> tuple[DataFrame, ...]:
-    """Split ratings into one table per weight by a hash of (userId, movieId) and ``seed``.
-
-    A row's part depends on that row alone, not on order or partitions as in a random split.
-    """
-    prime = 1_000_000_007  # no pattern of the hash's low bits shows
-    ids = (F.col(name).cast("long") for name in ("userId", "movieId"))
-    draw = F.pmod(F.xxhash64(F.lit(seed).cast("long"), *ids), F.lit(prime))
-    edges = [round(prime * edge / sum(weights)) for edge in np.cumsum([0, *weights])]
-    parts = itertools.pairwise(edges)
-    return tuple(ratings.where((draw >= low) & (draw < high)) for low, high in parts)
 
 
 @dataclass(frozen=True)

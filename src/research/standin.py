@@ -24,7 +24,7 @@ MODEL = "stand-in, not an LLM"
 
 _PROMPTS: list[str] = []
 
-Reply = tuple[int, bytes, dict[str, str]]  # status, body and further headers of an answer
+HttpAnswer = tuple[int, bytes, dict[str, str]]  # status, body and further headers of an answer
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def standin(latency: float = 0.2) -> Iterator[StandIn]:
             process.kill()
 
 
-def _answer(body: dict) -> Reply:
+def _answer(body: dict) -> HttpAnswer:
     prompt = "\n".join(str(message["content"]) for message in body["messages"])
     _PROMPTS.append(prompt)
     _, _, shown = prompt.rpartition("<candidates>\n")
@@ -75,7 +75,7 @@ def _answer(body: dict) -> Reply:
     return 200, json.dumps(reply).encode(), {}
 
 
-async def serve(answer: Callable[[dict], Reply], log: Callable[[int], Any], latency: float):
+async def serve(answer: Callable[[dict], HttpAnswer], log: Callable[[int], Any], latency: float):
     """Serve on a free port of this machine and print it.
 
     ``answer`` makes the reply to the JSON body of a POST, sent ``latency`` seconds later; ``log``

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-GENRES = ("Action", "Comedy", "Drama", "Horror", "Romance", "Sci-Fi", "Thriller", "Western")
-RANK = len(GENRES)
+WORLD_GENRES = ("Action", "Comedy", "Drama", "Horror", "Romance", "Sci-Fi", "Thriller", "Western")
+RANK = len(WORLD_GENRES)
 SMALL, LARGE = (100_836, 610, 9_742), (32_000_204, 200_948, 87_585)
 """Ratings, users and movies of ml-latest-small and of ml-32m, from their README files."""
 
@@ -232,7 +232,7 @@ def _write_movies(folder: Path, world: World) -> None:
     """Write movies (its genre is what its character is strongest in), links and one tag."""
     ids = np.arange(world.shape.movies) + 1
     titles = [f"Simulated {number} (2000)" for number in ids]
-    genres = np.array(GENRES)[world.character.argmax(axis=1)]
+    genres = np.array(WORLD_GENRES)[world.character.argmax(axis=1)]
     tables = {
         "movies": {"movieId": ids, "title": titles, "genres": genres},
         "links": {"movieId": ids, "imdbId": "", "tmdbId": ""},

@@ -5,8 +5,9 @@ Needs PyTorch (``pip install -e '.[llamarec]'``), as do all modules that import 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from helpers import data
-
-NO_CLIP = math.inf
 
 
 class ModelError(ValueError):
@@ -159,3 +158,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ModelError(
             f"{path.name} is missing or damaged ({error}): train the model first."
         ) from None
+
+
+def give_back_memory() -> None:
+    """Return free memory to the system: with batches of all sizes glibc would keep a gigabyte."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

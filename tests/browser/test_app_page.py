@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import app
 import course
 import pytest
 from browsers import offline_environment, serving, shoot
 
 from helpers import data
-from research import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 ROWS = ".course-app .widget-hbox:has(> .widget-toggle-buttons) .widget-html-content"

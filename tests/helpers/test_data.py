@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import os
 import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import releases
 
 from helpers import data
 from helpers.data import DataError, Dataset, DownloadError, check, download, load, locate, split
@@ -163,45 +161,18 @@ def test_a_change_in_any_file_is_not_verified(named, folder, monkeypatch):
         (folder / name).write_text(text, encoding="utf-8", newline="")
 
 
-RELEASES = {
-    "ml-100k": (releases.write_ml_100k, "u.data and u.item", 0),
-    "ml-1m": (releases.write_ml_1m, "ratings.dat and movies.dat", 0),
-    "ml-10M100K": (releases.write_ml_10m, "ratings.dat and movies.dat", 3),
-}
-
-
-@pytest.mark.parametrize("name", RELEASES)
-def test_a_release_is_read_as_it_comes(named, tmp_path, name):
-    write_release, files, tags = RELEASES[name]
-    dataset = named(write_release(tmp_path / "Größe 電影" / name).parent)  # looked into
-    assert dataset.describe().startswith(f"Data: {name}, converted from {files}, unverified (")
-    expected = sorted(releases.ratings(60, 200, 0))
-    counts = check(dataset)
-    assert counts == (len(expected), 60, counts.rated_movies, 200, 0, tags)
-    ratings = data.load_pandas(dataset, "ratings").astype({"rating": float})
-    if tags:
-        ratings["rating"] += 0.5 * (ratings["movieId"] % 2)
-        words = data.load_pandas(dataset, "tags")["tag"].tolist()
-        assert words == ['très "bien", really', "a::b", "NA"]
-    assert sorted(ratings.itertuples(index=False, name=None)) == expected
-    movies = data.load_pandas(dataset, "movies")
-    assert movies["title"][:7].tolist() == list(releases.TITLES)
-    assert movies["genres"][1:3].tolist() == ["Animation|Sci-Fi", "Children's"]
-    assert movies["genres"][9] == ("(no genres listed)" if name == "ml-100k" else "Horror|War")
-
-
-def test_a_release_is_converted_once_in_one_step_and_anew_when_it_changed(named, tmp_path):
-    source = releases.write_ml_1m(tmp_path / "ml-1m")
-    with ThreadPoolExecutor(3) as pool:
-        first, *others = pool.map(named, [source] * 3)
-    assert others == [first, first] and list(first.path.parent.iterdir()) == [first.path]
-    with (source / "ratings.dat").open("a") as file:
-        file.write("61::1::3::881250949\n")
-    assert (check(first).users, check(named(source)).users) == (60, 61)
-    (source / "movies.dat").write_text("1::no genres\n")
-    os.utime(source / "ratings.dat")
-    with pytest.raises(DataError, match=r"^movies\.dat is not as in the release"):
-        named(source)
+@pytest.mark.parametrize(
+    ("name", "release"), [("u.data", "ml-100k"), ("ratings.dat", "ml-1m or ml-10m")]
+)
+def test_a_release_in_another_format_is_recognised(named, tmp_path, name, release):
+    inner = tmp_path / "Größe 電影" / "unpacked"
+    inner.mkdir(parents=True)
+    (inner / name).write_text("1::1193::5::978300760\n")
+    for place in (inner, inner.parent):
+        with pytest.raises(DataError, match=rf"holds {name} of {release}, .* ml-20m, ml-25m and"):
+            named(place)
+    write(inner / "ml-20m")
+    assert named(inner).name == "ml-20m" and check(named(inner)).ratings == 3  # looked into
 
 
 @pytest.mark.parametrize(
@@ -216,7 +187,7 @@ def test_a_set_too_small_to_learn_from_makes_way_for_the_sample(home, folder, pa
     lines = [f"{user},{movie},3.0,9" for user, movie in pairs]
     (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines))
     dataset = dataset_at(folder)
-    used = data.trainable(dataset, home)
+    used = data.for_training(dataset, home)
     assert why in used.describe() and used.simulated == bool(why) and (why or used == dataset)
 
 

@@ -38,10 +38,10 @@ def test_a_question_shows_what_the_server_answers(monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert "nothing is asked" in doctor.ask()
+    assert "nothing is asked" in doctor.llm_answer()
     steps = ("ok", completion(json.dumps({"total": 42}))), ("ok", completion("I cannot count."))
     with serve(*steps) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        assert "live" in doctor.ask()
+        assert "live" in doctor.llm_answer()
         with pytest.raises(RuntimeError, match="unreadable"):
-            doctor.ask()
+            doctor.llm_answer()

@@ -13,6 +13,7 @@ import pytest
 from misbehaving_server import FAULTS, completion, serve
 
 from helpers import llm, prompts, ranking, servers
+from helpers.budget import Budget
 from helpers.replies import LocalStore, Reply, request_key, write_jsonl
 from helpers.settings import Settings, SettingsError
 
@@ -284,7 +285,7 @@ def test_the_limit_holds_for_eight_threads_and_a_server_that_ignores_it(offline)
 
     with serve(answer) as server:
         settings = live(offline, server, llm_max_tokens=20_000)
-        budget = servers.Budget.of(settings)
+        budget = Budget.of(settings)
         with llm.connect(settings, budget=budget) as client, ThreadPoolExecutor(8) as pool:
             texts = [[{"role": "user", "content": str(i)}] for i in range(24)]
             outcomes = list(pool.map(lambda m: llm.ask(client, m, model="s"), texts))
@@ -312,7 +313,7 @@ def test_threads_wait_for_room_that_comes_back(offline):
 def test_what_a_request_took_is_counted_and_a_lost_answer_in_full(offline, step, spent):
     with serve(step) as server:
         settings = dataclasses.replace(live(offline, server), llm_timeout_s=0.5)
-        budget = servers.Budget(5000, 1.0, price_in=1.0, price_out=2.0)
+        budget = Budget(5000, 1.0, price_in=1.0, price_out=2.0)
         with llm.connect(settings, budget=budget).with_options(max_retries=0) as client:
             llm.ask(client, MESSAGES, model="served", max_tokens=100)
     assert budget.spent_tokens == spent if spent is not None else 18 < budget.spent_tokens < 108
@@ -323,12 +324,12 @@ def test_what_a_request_took_is_counted_and_a_lost_answer_in_full(offline, step,
 def test_a_request_that_never_left_costs_nothing_and_dollars_need_prices(offline):
     address = "http://127.0.0.1:9/v1"
     settings = dataclasses.replace(offline, llm_mode="live", llm_base_url=address, llm_model="m")
-    budget = servers.Budget.of(settings)
+    budget = Budget.of(settings)
     with llm.connect(settings, budget=budget).with_options(max_retries=0) as client:
         assert llm.ask(client, MESSAGES, model="m").kind == "connection"
     assert budget.spent_tokens == 0
     with pytest.raises(SettingsError, match="LLM_PRICE_IN"):
-        servers.Budget(max_usd=1.0)
+        Budget(max_usd=1.0)
 
 
 def test_a_prompt_cut_by_the_servers_window_is_said_and_not_stored(offline):

@@ -9,18 +9,23 @@ import subprocess
 import sys
 import time
 
+import httpx2
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 
 from conftest import ROOT
-from helpers import doctor, llm, local_model, prompts, ranking
+from helpers import llm, local_model, prompts, ranking
 from helpers.replies import LocalStore
 from helpers.settings import Settings
-from research import scale, verbalizer
+from research import bias, embeddings, paradigm_prompts, scale, verbalizer
 
 pytestmark = pytest.mark.skipif(bool(local_model.missing()), reason=local_model.missing())
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+SCHEMAS = [prompts.Profile, ranking.RankingReply, ranking.LetterRanking, bias.LabelRanking,
+           paradigm_prompts.NamedMovies, paradigm_prompts.Queries,
+           paradigm_prompts.CitedRanking]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,7 @@ def project(tmp_path, monkeypatch, server) -> Settings:
 def live(project, server) -> Settings:
     """The same model as a server that the environment names."""
     address = server.address() + "/v1"
-    named = {"llm_base_url": address, "llm_model": local_model.NAME, "llm_timeout_s": 300.0}
+    named = {"llm_base_url": address, "llm_model": local_model.MODEL, "llm_timeout_s": 300.0}
     return dataclasses.replace(project, llm_mode="live", llm_reply_tokens=600, **named)
 
 
@@ -55,18 +60,31 @@ def candidates(n: int) -> pd.DataFrame:
 def test_it_answers_what_no_record_answers_under_its_own_name(project):
     with llm.connect(project, local=True) as client:
         first, again = llm.ask(client, QUESTION), llm.ask(client, QUESTION)
-    assert first.describe() == f"LLM reply, local, by {local_model.NAME}"
-    assert again.describe() == f"LLM reply, stored, by {local_model.NAME}"
+    assert first.describe() == f"LLM reply, local, by {local_model.MODEL}"
+    assert again.describe() == f"LLM reply, stored, by {local_model.MODEL}"
     assert first.text and first.text == again.text
     with LocalStore(project.cache_dir / "replies.jsonl") as store:
         (reply,) = store.all()
-    assert reply.model == local_model.NAME and reply.server == local_model.SERVER
+    assert reply.model == local_model.MODEL and reply.server == local_model.SERVER
     with llm.connect(project) as client:  # an evaluation asks without it
         assert llm.ask(client, [{"role": "user", "content": "Another."}]).kind == "no_reply"
 
 
+def test_prompts_of_the_past_take_no_memory(server):
+    """llama.cpp would keep their keys and values, 23 kB a token, up to eight gigabytes."""
+    server.address()
+    served = [p for p in psutil.Process().children() if "helpers.local_model" in p.cmdline()]
+    sizes = []
+    for number in range(6):
+        words = " ".join(f"{number}{word}" for word in range(150))  # some 500 tokens
+        body = {"messages": [{"role": "user", "content": words}], "max_completion_tokens": 1}
+        httpx2.post(f"{server.address()}/v1/chat/completions", json=body, timeout=120)
+        sizes.append(sum(process.memory_info().rss for process in served) / 2**20)
+    assert served and sizes[-1] - sizes[1] < 20
+
+
 def test_each_mode_says_who_answers(project):
-    assert llm.mode(project) == "local" and local_model.NAME in llm.describe(project)
+    assert llm.mode(project) == "local" and local_model.MODEL in llm.describe(project)
     forced = dataclasses.replace(project, llm_mode="local")
     with llm.connect(forced) as client:
         assert llm.ask(client, QUESTION).source == "local"
@@ -90,18 +108,21 @@ def test_a_tight_schema_gives_every_letter_a_place_and_every_text_an_end(project
     assert reply.request["response_format"] == llm.response_format(ranking.RankingReply)
 
 
-def test_the_plain_client_parses_with_it(project):
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
+def test_the_plain_client_parses_every_schema_of_the_course(project, schema):
+    likes = [{"role": "user", "content": "I like Alien (1979) and Heat (1995). Answer as JSON."}]
     with llm.connect(project, local=True) as client:
-        asked = {"model": "any", "response_format": ranking.LetterRanking}
-        parsed = client.chat.completions.parse(messages=QUESTION, **asked).choices[0].message.parsed
-    assert isinstance(parsed, ranking.LetterRanking)
+        asked = {"model": "any", "response_format": schema, "messages": likes}
+        choice = client.chat.completions.parse(**asked).choices[0]
+    assert choice.finish_reason == "stop" and isinstance(choice.message.parsed, schema)
+    assert schema.model_validate_json(choice.message.content) == choice.message.parsed
 
 
 def test_as_a_live_server_it_ranks_many_users_and_gives_logprobs(live):
     title = [f"Movie {i} (1999)" for i in range(5)]
     asked = verbalizer.letter_prompt(title, title)
     with llm.connect(live) as client:
-        letter = verbalizer.letter_distribution(client, asked, 5, model=local_model.NAME)
+        letter = verbalizer.letter_distribution(client, asked, 5, model=local_model.MODEL)
     assert letter.path == "logprobs" and letter.covered >= 3 and 0 < letter.mass <= 1
     shown = [10, 20, 30]
     prompt = "Rank the movies A, B and C as JSON: every letter once. Viewer "
@@ -112,12 +133,43 @@ def test_as_a_live_server_it_ranks_many_users_and_gives_logprobs(live):
     assert all(r.kind in {"ok", "truncated", "repetition", "unreadable"} for r in results)
 
 
-def test_the_doctor_asks_it(live, monkeypatch):
-    environment = {"HELPERS_HOME": live.root, "OPENAI_BASE_URL": live.llm_base_url}
-    environment |= {"LLM_MODEL": live.llm_model, "LLM_TIMEOUT_S": 300}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, str(value))
-    assert local_model.NAME in doctor.ask()
+def as_environment(project, server) -> dict[str, str]:
+    """Return the environment of a process of its own that has the model as a live server."""
+    named = {"HELPERS_HOME": project.root, "OPENAI_BASE_URL": server.address() + "/v1"}
+    named |= {"LLM_MODEL": local_model.MODEL, "LLM_TIMEOUT_S": 300, "PYTHONPATH": ROOT / "src"}
+    return {**os.environ, **{name: str(value) for name, value in named.items()}}
+
+
+def test_the_doctor_asks_it(project, server):
+    command = [sys.executable, "-m", "helpers.doctor", "--ask"]
+    environment = {**as_environment(project, server), "MOVIELENS_DIR": ""}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+    assert f"OK    LLM: live, {local_model.MODEL}\n" in said
+    assert f"OK    Answer: LLM reply, live, by {local_model.MODEL}\n" in said
+
+
+def test_a_server_with_embeddings_gives_vectors_and_answers_until_it_is_stopped(live, tmp_path):
+    texts = ["A sad film about war", "A tragic movie of soldiers", "A recipe for pancakes"]
+    texts += ["Длинный фильм о войне. " * 50]  # more than the 512 tokens of a usual batch
+    named = dataclasses.replace(live, embedding_model=f"server:{local_model.MODEL}")
+    with pytest.raises(
+        embeddings.EmbeddingError, match=r"not support embeddings.*nothing was kept"
+    ):
+        embeddings.embed(texts, named)
+    giving = local_model.LocalServer(log=tmp_path / "log", embeddings=True)
+    named = dataclasses.replace(named, llm_base_url=giving.address() + "/v1")
+    with llm.connect(named).with_options(max_retries=0) as client:
+        vectors = embeddings.embed(texts, named)
+        close = embeddings.similar(vectors, vectors)
+        assert vectors.shape == (4, 576) and np.allclose(np.linalg.norm(vectors, axis=1), 1)
+        assert close[0, 1] > close[0, 2] + 0.05
+        assert llm.ask(client, QUESTION, max_tokens=5).text
+        giving.close()
+        assert np.array_equal(embeddings.embed(texts[::-1], named), vectors[::-1])  # kept
+        with pytest.raises(embeddings.EmbeddingError, match="connection failed"):
+            embeddings.embed(["new"], named)
+        outcome = llm.ask(client, [{"role": "user", "content": "Are you there?"}])
+    assert outcome.kind == "connection" and "check OPENAI_BASE_URL" in outcome.why
 
 
 def test_a_prompt_beyond_its_window_is_said(live):
@@ -141,6 +193,25 @@ def test_a_file_that_cannot_be_loaded_is_one_sentence(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(local_model.LocalModelError, match=r"model.gguf cannot be loaded"):
         local_model.LocalServer(path).address()
+
+
+STARVED = """
+import resource
+from helpers import local_model
+resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
+try:
+    local_model.LocalServer().address()
+except local_model.LocalModelError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
+def test_a_model_that_does_not_fit_the_memory_is_one_sentence():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", STARVED]
+    (said,) = subprocess.check_output(command, env=environment, text=True).splitlines()
+    assert said.startswith("No local model:") and "larger than the memory" in said
 
 
 def test_without_its_packages_the_course_says_so_and_goes_on(project, monkeypatch):
@@ -197,10 +268,7 @@ for ranked in scale.rank_users(users, concurrency=4, progress=False, max_complet
 
 
 def test_a_job_of_forty_users_is_killed_and_goes_on(project, server):
-    named = {"HELPERS_HOME": project.root, "OPENAI_BASE_URL": server.address() + "/v1"}
-    named |= {"LLM_MODEL": local_model.NAME, "LLM_TIMEOUT_S": 300, "PYTHONPATH": ROOT / "src"}
-    environment = {**os.environ, **{name: str(value) for name, value in named.items()}}
-    start = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    start = {"stdout": subprocess.PIPE, "text": True, "env": as_environment(project, server)}
     with subprocess.Popen([sys.executable, "-c", JOB], **start) as job:
         given = [job.stdout.readline().split()[0] for _ in range(10)]
         job.send_signal(signal.SIGKILL)

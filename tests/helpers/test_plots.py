@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -17,7 +18,8 @@ def render(user: int, remedy: str) -> pd.DataFrame:
 
 
 def explore():
-    user, remedy = plots.user_box(12), plots.choice("remedy", ["plain", "support"])
+    user = ipywidgets.IntText(12)
+    remedy = ipywidgets.Dropdown(options=["plain", "support"])
     box = plots.explorer(render, user=user, remedy=remedy)
     return user, remedy, box.children[1]
 
@@ -47,12 +49,7 @@ def test_other_faults_are_not_hidden():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        plots.explorer(broken, weight=plots.weight_slider())
-
-
-def test_the_slider_runs_from_the_retriever_to_the_llm():
-    slider = plots.weight_slider()
-    assert (slider.min, slider.max) == (0, 1)
+        plots.explorer(broken, weight=ipywidgets.FloatSlider(0.5))
 
 
 def test_a_figure_needs_labels_and_alt_text(monkeypatch):

@@ -54,14 +54,13 @@ def faults(notebook, text: str) -> set[str]:
                 alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
                 if len(alt.split()) < 5:
                     found.add("alt text")
-        # The set-up cell puts a learner's own files behind the packages.
-        if SOURCE.search(cell.source.replace("\nsys.path.sort(", "\n")):
+        if SOURCE.search(cell.source):
             found.add("cell source")
         if "nbval-ignore-output" not in tags and VOLATILE.search(cell.source):
             found.add("time or progress in a compared cell")
         if ADDRESS.search(nbformat.v4.writes(new_notebook(cells=[cell]))):
             found.add("address")
-        limit = 40 if tags & {"solution", "setup"} else 24
+        limit = 5 if "setup" in tags else 40 if "solution" in tags else 24
         if len([line for line in cell.source.splitlines() if line.strip()]) > limit:
             found.add("cell length")
     if sum("parameters" in cell.metadata.get("tags", []) for cell in cells) != 1:
@@ -71,9 +70,9 @@ def faults(notebook, text: str) -> set[str]:
     if not all(part in first for part in needed):
         found.add("opening")
     markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    if "## Recap" not in markdown or len(re.findall(r"^### Exercise \d", markdown, re.M)) < 2:
+    if "## Recap" not in markdown or markdown.count("<details><summary>Hint") < 2:
         found.add("closing")
-    if markdown.count("<details><summary>Hint") < 2 or markdown.count("<summary>Solution") < 2:
+    if not solutions_are_apart(markdown) and not solutions_are_beside(markdown):
         found.add("closing")
     if not recall_is_whole(markdown):
         found.add("recall")
@@ -86,6 +85,23 @@ def faults(notebook, text: str) -> set[str]:
     if len(text.encode()) > 2_000_000:
         found.add("size")
     return found
+
+
+def solutions_are_apart(markdown: str) -> bool:
+    """Each exercise links to its solution, which comes after the recall questions."""
+    before, _, after = markdown.partition("\n## Solutions\n")
+    _, _, exercises = before.partition("\n## Exercises\n")
+    numbers = re.findall(r"^### Exercise (\d+)", exercises, re.M)
+    linked = re.findall(r"\[Solution\]\(#solution-(\d+)\)", exercises)
+    solved = re.findall(r"^### Solution (\d+)$", after, re.M)
+    early = "<summary>Solution" in before or "\n## Recall\n" not in before
+    return len(numbers) >= 2 and numbers == linked == solved and not early
+
+
+def solutions_are_beside(markdown: str) -> bool:
+    """The older closing, until 06 and later follow: a collapsed solution under each exercise."""
+    exercises = len(re.findall(r"^### Exercise \d", markdown, re.M))
+    return exercises >= 2 and markdown.count("<summary>Solution") >= exercises
 
 
 def recall_is_whole(markdown: str) -> bool:
@@ -124,15 +140,12 @@ def test_links_between_files_resolve(path):
 
 def good() -> nbformat.NotebookNode:
     opening = "# Do it\n**You'll do** **You'll learn** **You'll need**\n<!--NAV-->"
-    hint = (
-        "<details><summary>Hint</summary></details><details><summary>Solution</summary></details>"
-    )
+    hint = "<details><summary>Hint</summary></details> [Solution](#solution-{})\n"
     answer = "<details><summary>Answer</summary>Because. Section 1.</details>"
     recall = "".join(f"\n\n**{n}.** Why?\n\n{answer}" for n in (1, 2, 3))
-    closing = (
-        "## 1 Begin\n## Recap\n## Exercises\n"
-        f"### Exercise 1\n{hint}\n### Exercise 2\n{hint}\n## Recall\n{recall}"
-    )
+    exercises = "".join(f"\n### Exercise {n}\n{hint.format(n)}" for n in (1, 2))
+    closing = f"## 1 Begin\n## Recap\n\n## Exercises\n{exercises}\n## Recall\n{recall}"
+    closing += "\n\n## Solutions\n\n### Solution 1\n\n### Solution 2\n"
     cell = new_code_cell("X = 1", execution_count=1, metadata={"tags": ["parameters"]})
     return new_notebook(cells=[new_markdown_cell(opening), cell, new_markdown_cell(closing)])
 
@@ -181,7 +194,21 @@ def test_each_rule_can_fail(name):
 @pytest.mark.parametrize(
     ("part", "instead"),
     [
-        ("## Recall", "## Recollect"),
+        ("(#solution-2)", "(#solution-1)"),
+        ("### Solution 2", ""),
+        ("### Exercise 2", ""),
+        ("<summary>Hint", "<summary>Solution"),
+    ],
+)
+def test_each_exercise_has_a_solution_that_is_not_beside_it(part, instead):
+    bad = good()
+    bad.cells[2].source = bad.cells[2].source.replace(part, instead)
+    assert check(bad) == {"closing"}
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
         ("**3.** Why?", "Why?"),
         ("**2.** Why?", "**5.** Why?"),
         ("Because. Section 1.", "Because."),

@@ -1,4 +1,4 @@
-"""A notebook's assertions see a broken model: ALS is corrupted and a cell must fail."""
+"""What is asserted of a notebook sees a broken model: ALS is corrupted and a claim must fail."""
 
 from __future__ import annotations
 
@@ -81,6 +81,9 @@ def execute(number, home, broken=None):
     notebook = nbformat.read(path, as_version=4)
     if broken:
         notebook.cells.insert(0, new_code_cell(broken))
+    claims = ROOT / "tests" / "notebooks" / "claims" / f"{number}.py"
+    if claims.is_file():
+        notebook.cells.append(new_code_cell(claims.read_text(encoding="utf-8")))
     NotebookClient(
         notebook, timeout=600, kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},

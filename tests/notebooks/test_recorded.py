@@ -83,14 +83,44 @@ def test_every_user_has_all_four_replies(which, offline, request, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["sample", "real"])
-def test_notebook_10_asks_what_is_recorded(which, settings, request, monkeypatch):
+def test_the_workshop_asks_what_is_recorded(which, offline, request, monkeypatch):
+    """No reply is missing, and none answers a prompt that is gone."""
+    if which == "real":
+        request.getfixturevalue("real")
+    name = "sample" if which == "sample" else "ml-latest-small"
+    file = REPLIES / f"workshop_{name}.jsonl"
+    if not file.is_file():
+        pytest.skip("the workshop's replies are not recorded yet")
+    settings, collect, asked_keys = offline(which), load_collect(), set()
+    monkeypatch.setenv("LLM_MODE", "recorded")
+    ask = llm.ask
+
+    def noted(client, messages, *, schema=None, letters=0, **options):
+        body = {"messages": messages, **options}
+        if schema is not None:
+            body["response_format"] = llm.response_format(schema)
+        asked_keys.add(replies.request_key(body))
+        return ask(client, messages, schema=schema, letters=letters, **options)
+
+    monkeypatch.setattr(llm, "ask", noted)
+    users = collect.SAMPLE_USERS if which == "sample" else collect.REAL_USERS
+    for number in collect.FROM_HERE:
+        variants = () if which == "sample" else collect.VARIANTS
+        collect.run_notebook(number, users, settings, variants)
+    assert {reply.key for reply in replies.read_jsonl(file)} <= asked_keys
+    assert len(list(replies.read_jsonl(file))) == (12 if which == "sample" else 121)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["sample", "real"])
+def test_the_bias_notebook_asks_what_is_recorded(which, settings, request, monkeypatch):
     """Run the cells that build and ask the requests; no reply is missing, none is left over."""
     if which == "real":
         request.getfixturevalue("real")
     else:
         monkeypatch.delenv("MOVIELENS_DIR", raising=False)
     monkeypatch.setenv("LLM_MODE", "recorded")
-    (path,) = (ROOT / "notebooks").glob("10_*.ipynb")
+    (path,) = (ROOT / "notebooks").glob("*_bias_and_fairness.ipynb")
     asked_keys, store = set(), llm.CommittedStore(REPLIES)
 
     def ask(client, messages, *, schema=None, **options):

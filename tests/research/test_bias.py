@@ -30,14 +30,14 @@ MOVIES = pd.DataFrame(
 
 
 def lesson() -> dict:
-    """Return the functions that notebook 10 writes out: the copies and the remedies."""
-    text = (ROOT / "notebooks" / "10_bias_and_fairness.ipynb").read_text(encoding="utf-8")
+    """Return the functions that the appendix to 13 writes out: the copies and the remedies."""
+    text = (ROOT / "notebooks" / "appendix" / "13_forty_users.ipynb").read_text(encoding="utf-8")
     cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"]]
     names, functions = ("def rotated(", "def borda(", "def gini("), {"np": np}
     for source in (source for source in cells if source.startswith(names)):
         tree = ast.parse(source)
         tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-        exec(compile(tree, "notebook 10", "exec"), functions)
+        exec(compile(tree, "notebook 13", "exec"), functions)
     return functions
 
 
@@ -46,7 +46,7 @@ rotated, borda, fusion, calibrate = map(LESSON.get, ("rotated", "borda", "fusion
 
 
 def tau(left, right):
-    return bias.agreement({1: left}, {1: right})["tau"][1]
+    return evaluation.agreement({1: left}, {1: right})["tau"][1]
 
 
 class BiasedRanker:
@@ -197,15 +197,6 @@ def test_calibrating_by_hand():
     assert prior.tolist() == [1.0, 2.5, 2.5]
     assert calibrate(["C", "A", "B"], ["C", "A", "B"], prior) == ["A", "C", "B"]
     assert calibrate(["B", "A", "C"], ["C", "A", "B"], prior) == ["B", "A", "C"]
-
-
-def test_agreement_of_orders():
-    one = {1: [5, 6, 7, 8], 2: [1, 2, 3, 4], 3: [1, 2, 3, 4]}
-    other = {1: [5, 6, 7, 8], 2: [4, 3, 2, 1]}
-    table = bias.agreement(one, other, k=2)
-    assert table["tau"].to_dict() == {1: 1.0, 2: -1.0}
-    assert table["overlap"].to_dict() == {1: 1.0, 2: 0.0}
-    assert bias.agreement({}, other).empty
 
 
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=30).filter(any))

@@ -1,13 +1,15 @@
-"""Items as text, search, and titles found again: notebook 08's plumbing."""
+"""Items as text, search, and titles found again: notebook 09's plumbing."""
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
 pytest.importorskip("bm25s")
 
 from research import content
+from research.sequential import Interactions
 
 MOVIES = pd.DataFrame(
     [
@@ -122,3 +124,17 @@ def test_search_ranks_rare_words_first_and_ties_by_id():
 def test_interleaving_takes_turns_and_drops_repeats():
     assert content.interleave([[1, 2, 3], [2, 4], []]) == [1, 2, 4, 3]
     assert content.interleave([]) == []
+
+
+def test_near_movies_score_by_the_last_ones_and_far_ones_not_at_all():
+    rows = pd.DataFrame({"userId": [1, 1, 2], "movieId": [10, 20, 20], "timestamp": [1, 2, 1]})
+    seen = Interactions.of(rows, np.array([10, 20, 30, 40]))
+    near = np.array([[0, 0.1, 0.9, 0], [0.1, 0, 0.4, 0.2], [0.9, 0.4, 0, 0], [0, 0.2, 0, 0]])
+    plain = content.near_scores(near, seen, content.Near(neighbours=1, popularity=0.0))
+    # Movie 30 is nearest to 10 (weight 0.8, one step back); 40 to 20 (weight 1).
+    assert plain.shape == (2, 4) and plain[0, 2] == pytest.approx(0.72)
+    assert plain[0, 3] == pytest.approx(0.2) and plain[1, 2] == 0
+    popular = content.near_scores(near, seen, content.Near(neighbours=1, popularity=1.0))
+    assert popular[0, 0] == plain[0, 0] and popular[0, 1] == pytest.approx(2 * plain[0, 1])
+    wide = content.near_scores(near, seen, content.Near(neighbours=99, popularity=0.0))
+    assert wide[1, 2] == pytest.approx(0.4)  # more neighbours than there are movies

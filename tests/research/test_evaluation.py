@@ -197,3 +197,55 @@ def test_an_answer_cut_after_whole_items_counts_and_one_letter_does_not(offline)
     shown = requests_of()[1][0]
     assert asked.orders == {1: [shown[2], shown[1], shown[0]]} and asked.repairs == 2
     assert asked.failures == {2: "truncated", 3: "truncated"}
+
+
+def test_cross_fitting_takes_each_halfs_weight_from_the_other():
+    index = pd.Index([1, 2, 3, 4], name="userId")
+    low = pd.DataFrame({"NDCG@10": [0.0, 0.0, 0.0, 0.9], "MRR@10": [0.0, 0.0, 0.0, 0.9]}, index)
+    high = pd.DataFrame({"NDCG@10": [0.2, 0.2, 0.2, 0.2], "MRR@10": [0.1, 0.1, 0.1, 0.1]}, index)
+    table, means = evaluation.cross_fit([low, high], 300)
+    # Where user 4 is on the other side, three of four users get the weight that is good for 4.
+    assert table.loc[4].tolist() == pytest.approx([0.2, 0.1])  # never its own best
+    assert set(means.round(3)) == {0.1} and table.loc[1, "NDCG@10"] < 0.2
+    both = evaluation.cross_fit([high, high], 5)[0]
+    assert np.allclose(both, high)  # a weight that changes nothing changes no score
+
+
+def test_intervals_of_several_rankers_stand_in_one_table():
+    table = evaluation.interval_table({"a": pd.Series([0.0, 1.0]), "b": pd.Series([0.5, 0.5, 0.5])})
+    assert table.loc["b"].tolist() == [0.5, 0.5, 0.5, 3] and table.loc["a", "low"] == 0.0
+
+
+def test_comparisons_skip_what_is_missing_and_use_the_users_of_both():
+    one = pd.Series([1.0, 1.0, 1.0, 0.0], index=[1, 2, 3, 4])
+    scores = {"a": one, "b": pd.Series([0.0, 0.0, 0.0], index=[3, 2, 1])}
+    table = evaluation.compare_all(scores, [("a", "b"), ("a", "c")])
+    assert table.index.tolist() == ["a - b"] and table.loc["a - b", ["users", "mean"]].tolist() == [
+        3,
+        1,
+    ]
+    grouped = evaluation.compare_all(
+        scores, [("a", "b")], {"x": pd.Index([1, 2]), "y": pd.Index([4])}
+    )
+    assert grouped.index.tolist() == ["x: a - b"] and grouped["users"].tolist() == [2]
+    assert evaluation.compare_all(scores, []).empty
+    texts = evaluation.group_table({"a": one}, {"x": pd.Index([1, 2]), "none": pd.Index([])})
+    assert texts.to_dict() == {"x, 2 users": {"a": "1.000 [1.000, 1.000]"}}
+
+
+def test_agreement_of_orders():
+    one = {1: [5, 6, 7, 8], 2: [1, 2, 3, 4], 3: [1, 2, 3, 4]}
+    other = {1: [5, 6, 7, 8], 2: [4, 3, 2, 1]}
+    table = evaluation.agreement(one, other, k=2)
+    assert table["tau"].to_dict() == {1: 1.0, 2: -1.0}
+    assert table["overlap"].to_dict() == {1: 1.0, 2: 0.0}
+    assert evaluation.agreement({}, other).empty
+
+
+def test_a_blend_holds_both_orders():
+    taken = []
+    evaluation.cross_fitted_blend(
+        lambda orders: taken.append(orders[1]) or pd.DataFrame({"NDCG@10": [0.0, 0.0]}),
+        {1: [5, 6]}, {1: [6, 5]}, halvings=1,
+    )  # fmt: skip
+    assert (taken[0], taken[-1], len(taken)) == ([5, 6], [6, 5], 11)

@@ -29,12 +29,7 @@ ITEMS = np.arange(40) * 3 + 1
 SMALL = {"dim": 16, "length": 12, "batch": 4, "dropout": 0.2, "epochs": 4}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def table(users=12, each=15, seed=0) -> pd.DataFrame:
@@ -395,7 +390,7 @@ def test_the_committed_weights_give_the_recorded_result(real):
     made = neural.load(path, protocol.seen.items, "lrurec")
     assert made.config == Config.of("lrurec", seed=0)
     assert neural.metadata_of(path)["command"] == "python -m helpers.neural --model lrurec --seed 0"
-    table = pd.read_csv(ROOT / "data" / "results" / "07_llamarec.csv")
+    table = pd.read_csv(ROOT / "data" / "results" / "07_retrievers.csv")
     recorded = table.loc[(table.system == "lrurec") & (table.seed == 0)].set_index("metric").value
     ranks = neural.ranks_on_test(made, protocol)
     one_item = ranks.assign(movieId=0)
@@ -403,7 +398,7 @@ def test_the_committed_weights_give_the_recorded_result(real):
     for metric in ("Recall@10", "NDCG@10", "MRR@10", "Recall@20"):
         assert found[metric] == pytest.approx(recorded[metric], abs=2 / 610)
     assert found["Recall@10"] >= 0.125 - 2 / 610 and found["NDCG@10"] >= 0.066
-    stored = pd.read_csv(ROOT / "data" / "results" / "07_llamarec_ranks.csv")
+    stored = pd.read_csv(ROOT / "data" / "results" / "07_ranks.csv")
     stored = stored.loc[(stored.system == "lrurec") & (stored.seed == 0)]
     assert stored.userId.tolist() == ranks.userId.tolist()
     assert (stored["rank"].to_numpy() == ranks["rank"].to_numpy()).mean() > 0.95

@@ -37,33 +37,35 @@ def test_the_four_tables_come_back_as_they_were(spark, sample, tmp_path):
 
 
 def test_one_user_opens_the_files_of_one_bucket(spark, rows, tmp_path):
-    parquet.save({"ratings": rows}, tmp_path / "x", buckets=4)
+    parquet.write_folder({"ratings": rows}, tmp_path / "x", buckets=4)
     for path in (tmp_path / "x" / "ratings").glob("bucket=[!1]/*.parquet"):
         path.write_bytes(b"not Parquet at all")
         path.with_name(f".{path.name}.crc").unlink()
-    mine = parquet.load(spark, tmp_path / "x", "ratings", SCHEMA, users=[5, 9], buckets=4)
+    mine = parquet.read_table(spark, tmp_path / "x", "ratings", SCHEMA, users=[5, 9], buckets=4)
     assert as_set(mine) == {row for row in ROWS if row[0] in (5, 9)}
 
 
 def test_a_write_that_is_cut_short_leaves_the_old_tables(spark, rows, tmp_path, monkeypatch):
     folder = tmp_path / "x"
-    parquet.save({"ratings": rows}, folder)
+    parquet.write_folder({"ratings": rows}, folder)
     with monkeypatch.context() as patch:
         # Spark writes the whole second table, and then the process is gone.
         patch.setattr(type(rows), "count", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            parquet.save({"ratings": rows.where("userId < 3")}, folder)
-    assert as_set(parquet.load(spark, folder, "ratings", SCHEMA)) == set(ROWS)
+            parquet.write_folder({"ratings": rows.where("userId < 3")}, folder)
+    assert as_set(parquet.read_table(spark, folder, "ratings", SCHEMA)) == set(ROWS)
     # The next write, of a table over itself, replaces the half.
-    kept = parquet.load(spark, folder, "ratings", SCHEMA).where("userId > 3")
-    assert parquet.save({"ratings": kept}, folder).rows == {"ratings": 40}
-    assert as_set(parquet.load(spark, folder, "ratings", SCHEMA)) == {r for r in ROWS if r[0] > 3}
+    kept = parquet.read_table(spark, folder, "ratings", SCHEMA).where("userId > 3")
+    assert parquet.write_folder({"ratings": kept}, folder).rows == {"ratings": 40}
+    assert as_set(parquet.read_table(spark, folder, "ratings", SCHEMA)) == {
+        r for r in ROWS if r[0] > 3
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_an_empty_table_and_negative_ids_come_back(spark, rows, tmp_path):
     other = spark.createDataFrame([(-3, 1, 2.0)], SCHEMA)
-    parquet.save({"none": rows.where("userId > 99"), "other": other}, tmp_path / "x")
-    assert parquet.load(spark, tmp_path / "x", "none", SCHEMA).collect() == []
-    other = parquet.load(spark, tmp_path / "x", "other", SCHEMA, users=[-3])
+    parquet.write_folder({"none": rows.where("userId > 99"), "other": other}, tmp_path / "x")
+    assert parquet.read_table(spark, tmp_path / "x", "none", SCHEMA).collect() == []
+    other = parquet.read_table(spark, tmp_path / "x", "other", SCHEMA, users=[-3])
     assert as_set(other) == {(-3, 1, 2.0)}

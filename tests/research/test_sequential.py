@@ -146,19 +146,20 @@ def test_item_knn_is_a_damped_cosine(seen):
 
 def test_a_blend_does_not_depend_on_the_size_of_scores(seen):
     a, b = sequential.popularity(seen), sequential.ease(seen)
-    one = sequential.blend([(1, a), (0.5, b)])
-    np.testing.assert_allclose(one, sequential.blend([(1, 1000 * a), (0.5, b / 7)]))
-    empty = sequential.blend([(1, np.zeros_like(a)), (1, b)])  # an empty row changes no order
-    np.testing.assert_allclose(empty - np.log(0.01), sequential.blend([(1, b)]))
+    one = sequential.blend_scores([(1, a), (0.5, b)])
+    np.testing.assert_allclose(one, sequential.blend_scores([(1, 1000 * a), (0.5, b / 7)]))
+    # An empty row changes no order.
+    empty = sequential.blend_scores([(1, np.zeros_like(a)), (1, b)])
+    np.testing.assert_allclose(empty - np.log(0.01), sequential.blend_scores([(1, b)]))
     order = sequential.top_lists(b, seen, 3)
-    same = sequential.top_lists(sequential.blend([(2, b)]), seen, 3)
+    same = sequential.top_lists(sequential.blend_scores([(2, b)]), seen, 3)
     assert order.movieId.tolist() == same.movieId.tolist()
-    assert np.isfinite(sequential.blend([(1, np.full_like(a, -np.inf)), (1, b)])).all()
+    assert np.isfinite(sequential.blend_scores([(1, np.full_like(a, -np.inf)), (1, b)])).all()
 
 
 def test_a_blend_is_a_geometric_mean():
     a, b = np.array([[4.0, 2.0, 0.0]]), np.array([[1.0, 10.0, -np.inf]])
-    got = np.exp(sequential.blend([(1, a), (2, b)], floor=0.5))
+    got = np.exp(sequential.blend_scores([(1, a), (2, b)], floor=0.5))
     np.testing.assert_allclose(got, [[1.5 * 0.6**2, 1.0 * 1.5**2, 0.5**3]])
 
 
@@ -278,3 +279,19 @@ def test_metrics_agree_with_spark(spark):
         ):
             theirs = RankingEvaluator(metricName=name, k=k).evaluate(table)
             assert ours[column] == pytest.approx(theirs), (name, k)
+
+
+def test_counts_of_the_past_are_those_of_the_ratings_before_a_users_moment(seen):
+    how = Transitions(window=2, gap_decay=0.7, backward=0.4, popularity=0.5, last=3, age_decay=0.6)
+    times = np.random.default_rng(0).permutation(len(seen.row)).astype(float)
+    times = times[np.lexsort((times, seen.row))]  # each user's in order
+    after = np.full(len(seen.users), np.inf)
+    all_of_it = sequential.transitions_so_far(seen, times, after, how)
+    np.testing.assert_allclose(all_of_it, sequential.transitions(seen, how))
+    moment = float(np.median(times))
+    past = times < moment
+    table = pd.DataFrame({"userId": seen.users[seen.row], "movieId": seen.items[seen.column]})
+    before = sequential.Interactions.of(table[past], seen.items)
+    wanted = seen.recent(how.age_decay, how.last) @ sequential.transition_counts(before, how)
+    found = sequential.transitions_so_far(seen, times, np.full_like(after, moment), how)
+    np.testing.assert_allclose(found, wanted.toarray())

@@ -17,7 +17,7 @@ from pyspark.ml.evaluation import RegressionEvaluator
 
 from helpers import als, candidates, data
 from helpers.spark import get_spark
-from research import parquet, spark_lists, splits
+from research import parquet, spark_lists
 
 BUCKETS = 2
 STAGES = 8
@@ -38,7 +38,7 @@ def main(folder: Path, watched: bool) -> None:
     spark = get_spark()
     parquet.save_tables(data.load(spark, data.locate()), folder / "movielens", buckets=BUCKETS)
     ratings = parquet.load_tables(spark, folder / "movielens", buckets=BUCKETS).ratings
-    parts, by_hash = data.split(ratings), splits.split_by_hash(ratings)
+    parts = data.split(ratings)
     if watched:
         threading.Thread(target=announce, args=(spark,), daemon=True).start()
     model = als.make_als(6, 0.1, max_iter=6, blocks=2).fit(parts[0])
@@ -50,7 +50,6 @@ def main(folder: Path, watched: bool) -> None:
     table.sort_values(["userId", "rank"]).to_csv(folder / "lists.csv", index=False)
     found = {
         "split": [part.count() for part in parts],
-        "by_hash": [part.count() for part in by_hash],
         "rmse": evaluator.evaluate(model.transform(parts[1]).dropna()),
         "rows": saved.rows["candidates"],
         "remote": type(spark).__module__.startswith("pyspark.sql.connect"),

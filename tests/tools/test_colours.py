@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
+import app
 import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,6 @@ import pandas as pd
 import pytest
 
 from helpers import plots
-from research import app
 
 colorspacious = pytest.importorskip("colorspacious", reason="needs pip install -e '.[tools]'")
 wcag = pytest.importorskip("wcag_contrast_ratio", reason="needs pip install -e '.[tools]'")

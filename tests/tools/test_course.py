@@ -152,7 +152,5 @@ def test_tidy_keeps_outputs_and_strips_noise(project, tmp_path):
     tidied = nbformat.read(path, as_version=4)
     assert [output.text for output in tidied.cells[0].outputs] == ["42\n"]
     assert tidied.cells[0].metadata == kept and tidied.cells[0].execution_count == 3
-    assert (
-        tidied.metadata.kernelspec.display_name == "Python 3" and "widgets" not in tidied.metadata
-    )
+    assert tidied.metadata == course.KERNEL
     assert course.main(["tidy", str(path)]) == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,14 +14,9 @@ from conftest import ROOT
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from helpers import metrics, prompts  # noqa: E402
-from research import adapting as ad  # noqa: E402
-from research import questions as qs  # noqa: E402
-from research import sequence_models, splits, task_metrics  # noqa: E402
-from research import verbalizer_torch as vt  # noqa: E402
-from research.protocol import Protocol  # noqa: E402
-from research.sequential import Interactions  # noqa: E402
-from research.training import NO_CLIP, Training  # noqa: E402
+from helpers.settings import Settings  # noqa: E402
+from research import sequence_models  # noqa: E402
+from research.language_model import LanguageModel  # noqa: E402
 
 
 def script(name: str):
@@ -35,16 +29,11 @@ def script(name: str):
     return module
 
 
-RETRIEVERS, VERBALIZER = script("07_retrievers"), script("07_verbalizer")
-WAYS, SMALL, SCALE = script("09_adapting"), script("09_small"), script("11_scale")
+RETRIEVERS, LLAMAREC = script("07_retrievers"), script("08_llamarec")
+WAYS, SCALE = script("11_adapting"), script("14_scale")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- 07 -------------------------------------------------------------------------------------------
@@ -68,11 +57,11 @@ def test_retrievers_are_recorded_beside_other_rows(tmp_path, monkeypatch):
     for model, seed in (("lrurec", 1), ("sasrec", 0), ("lrurec", 1)):
         RETRIEVERS.main(["--model", model, "--seed", str(seed)])
     assert not (tmp_path / "data" / "results").exists()  # not the verified release
-    (results,) = (tmp_path / "data" / "cache").glob("results/*/07_llamarec.csv")
+    (results,) = (tmp_path / "data" / "cache").glob("results/*/07_retrievers.csv")
     got = pd.read_csv(results)
     assert list(got.columns) == ["system", "seed", "metric", "value", "users"]
     assert not got.duplicated(["system", "seed", "metric"]).any() and set(got.users) == {60}
-    ranks = pd.read_csv(results.with_name("07_llamarec_ranks.csv"))
+    ranks = pd.read_csv(results.with_name("07_ranks.csv"))
     assert ranks.groupby(["system", "seed"]).userId.nunique().tolist() == [60, 60]
     share = (ranks.loc[ranks.system == "sasrec", "rank"] <= 10).mean()
     row = got.loc[(got.system == "sasrec") & (got.metric == "Recall@10"), "value"]
@@ -80,8 +69,8 @@ def test_retrievers_are_recorded_beside_other_rows(tmp_path, monkeypatch):
 
 
 def test_the_two_recorded_tables_agree():
-    table = pd.read_csv(ROOT / "data" / "results" / "07_llamarec.csv")
-    stored = pd.read_csv(ROOT / "data" / "results" / "07_llamarec_ranks.csv")
+    table = pd.read_csv(ROOT / "data" / "results" / "07_retrievers.csv")
+    stored = pd.read_csv(ROOT / "data" / "results" / "07_ranks.csv")
     said = table.pivot(index=["system", "seed"], columns="metric", values="value")
     assert sorted(said.index) == sorted(stored.groupby(["system", "seed"]).groups)
     for key, rows in stored.groupby(["system", "seed"]):
@@ -90,181 +79,53 @@ def test_the_two_recorded_tables_agree():
         assert np.allclose(said.loc[key, means.index], means, atol=1e-6), key
 
 
-TITLE_OF = {i: f"Movie {i} ({1950 + i})" for i in range(40)}
-
-
-@pytest.fixture
-def tiny():
-    return vt.small(list(TITLE_OF.values()), hidden=32, layers=2, heads=2)
-
-
-def test_three_orders_of_the_same_candidates_are_compared(tiny):
-    """30 users who watch 12 of 40 movies, mostly in ascending order."""
-    random = np.random.default_rng(0)
-    rows = [(user, int(movie)) for user in range(30)
-            for movie in np.sort(random.choice(40, 12, replace=False))]  # fmt: skip
-    ordered = pd.DataFrame(rows, columns=["userId", "movieId"])
-    parts = splits.leave_one_out(ordered.assign(timestamp=ordered.movieId, rating=4.0))
-    seen, known = (Interactions.of(rows, np.arange(40)) for rows in (parts.train, parts.known))
-    protocol = Protocol(parts, seen, known)
-    table = VERBALIZER.compare_orders(tiny, protocol, TITLE_OF, "verbalizer", draws=20)
-    values = table.pivot(index="ranker", columns="metric", values="value")
-    assert set(values.index) == {"its own order", "random", "verbalizer"}
-    assert values["Recall@20"].nunique() == 1  # twenty candidates: the order cannot matter
-    assert values["NDCG@10"].nunique() == 3 and (table["users"] == 30).all()
-    _, lists, target = protocol.test
-    own = metrics.score_table(lists, target)["MRR@10"].mean()
-    assert values.loc["its own order", "MRR@10"] == pytest.approx(own)
-    hits = values.loc["random", "Recall@20"]
-    by_chance = hits * sum(1 / np.log2(rank + 1) for rank in range(1, 11)) / 20
-    assert values.loc["random", "NDCG@10"] == pytest.approx(by_chance, rel=0.15)
-
-
-def test_title_vectors_start_close_for_movies_watched_together(tiny):
-    before = tiny.model.get_input_embeddings().weight.detach().clone()
-    random = np.random.default_rng(0)
-    rows = [  # even users watch the first half of the catalogue, odd ones the second
-        (user, int(movie) + 20 * (user % 2))
-        for user in range(40)
-        for movie in random.permutation(20)[:10]
-    ]
-    table = pd.DataFrame(rows, columns=["userId", "movieId"])
-    VERBALIZER.start_from_counts(tiny, Interactions.of(table, np.arange(40)), TITLE_OF)
-    after = tiny.model.get_input_embeddings().weight.detach()
-    ids = [tiny.tokenizer(prompts.quote(title))["input_ids"][0] for title in TITLE_OF.values()]
-    others = [i for i in range(len(after)) if i not in ids]
-    assert torch.equal(after[others], before[others])
-    vectors = torch.nn.functional.normalize(after[ids], dim=1)
-    likeness = vectors @ vectors.T - torch.eye(40)
-    assert likeness[:20, :20].sum() / 380 > likeness[:20, 20:].mean() + 0.1
-
-
-# --- 09 -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def course(sample) -> qs.Course:
-    """All test questions, 20 training questions a task, short documents."""
-    whole = qs.Course.of(sample, steps=3)
-    train = {task: whole.train[task][:20] for task in qs.TASKS}
-    users = {task: whole.train_users[task][:20] for task in qs.TASKS}
-    early = whole.early.groupby("userId").head(6)
-    return replace(whole, train=train, train_users=users, early=early)
-
-
-@pytest.fixture(scope="module")
-def base(course) -> ad.Model:
-    return ad.small(course, hidden=32, layers=2, seed=1)
-
-
-@pytest.fixture(scope="module")
-def reader(course, base) -> tuple:
-    """An encoder after two epochs, with the losses."""
-    bert = ad.encoder(base)
-    return bert, SMALL.pretrain_encoder(bert, base.tokenizer, course, 2)
-
-
-def ndcg_by_hand(ranks, users) -> float:
-    return sum(1 / np.log2(rank + 1) for rank in ranks if rank <= 10) / users
-
-
-def test_popularity_and_mean_ratings_by_hand(course):
-    trivial = WAYS.trivial_tasks(course)
-    _, lists, target = course.protocol.test
-    own = metrics.score_table(lists, target)["NDCG@10"].mean()
-    assert trivial["transition counts"]["rank"][0] == pytest.approx(own)
-    known = course.protocol.parts.known
-    count = known["movieId"].value_counts().reindex(course.protocol.items, fill_value=0)
-    pools, watched = (t.groupby("userId")["movieId"].agg(set) for t in (lists, known))
-    in_lists, in_all = [], []
-    for row in target.itertuples():
-        for ranks, pool in ((in_lists, pools[row.userId]), (in_all, set(count.index))):
-            left = sorted(pool - watched[row.userId], key=lambda item: (-count[item], item))
-            if row.movieId in left:
-                ranks.append(left.index(row.movieId) + 1)
-    users = len(target)
-    assert trivial["popularity"]["rank"][0] == pytest.approx(ndcg_by_hand(in_lists, users))
-    assert trivial["popularity"]["next"][0] == pytest.approx(ndcg_by_hand(in_all, users))
-
-    mean = known["rating"].mean()
-    of_user, of_item = {}, {}
-    for user, rows in known.groupby("userId"):
-        of_user[user] = sum(rows["rating"] - mean) / (len(rows) + 5)
-    for item, rows in known.groupby("movieId"):
-        left = [r.rating - mean - of_user[r.userId] for r in rows.itertuples()]
-        of_item[item] = sum(left) / (len(left) + 5)
-    errors = [
-        (mean + of_user[row.userId] + of_item.get(row.movieId, 0.0) - row.rating) ** 2
-        for row in target.itertuples()
-    ]
-    assert trivial["user and movie means"]["rate"][0] == pytest.approx(np.mean(errors) ** 0.5)
-
-
-def test_an_encoder_learns_to_fill_gaps_and_answers_the_same_in_any_batch(course, base, reader):
-    bert, losses = reader
-    assert losses[1] < losses[0]
-    asked = [qs.document(q, course.catalogue) for q in list(course.test["next"].values())[:6]]
-    asked[0] = replace(asked[0], text=" ".join([qs.WATCHED, course.catalogue[0]]))  # a short one
-    together = SMALL.encoder_answers(bert, base, asked)
-    for prompt, row in zip(asked, together, strict=True):
-        alone = SMALL.encoder_answers(bert, base, [prompt])[0]
-        np.testing.assert_allclose(alone, row, atol=1e-4)
-        assert np.exp(row).sum() == pytest.approx(1) and len(row) == len(course.catalogue)
-
-
-def test_a_head_learns_which_answer_is_yes(course, base, reader):
-    asked = [qs.instruction(question) for question in course.train["like"][:8]]
-    asked = [replace(prompt, label=i % 2) for i, prompt in enumerate(asked)]
-    how = Training(3e-3, 60, 32, warm_up=0, second_beta=0.999, clip=NO_CLIP)
-    yes = SMALL.like_head(reader[0], base.tokenizer, asked, asked, how)
-    assert yes[::2].min() > 0.5 > yes[1::2].max()  # label 0 is yes
-
-
-@pytest.mark.parametrize("whole_word", [False, True])
-def test_two_token_ranks_are_ranks_among_candidates(course, whole_word):
-    ranks, losses = SMALL.two_token_ranks(course, whole_word, epochs=2)
-    assert len(ranks) == len(course.test["rank"]) and losses[1] < losses[0]
-    assert ranks.min() >= 1 and ranks.max() <= 20 and len(set(ranks.tolist())) > 1
-
-
-def test_the_measurements_name_each_way_once_and_hold_together(course, base, monkeypatch):
-    monkeypatch.setattr(SMALL, "ENCODER_EPOCHS", 1)
-    monkeypatch.setattr(task_metrics, "DRAWS", 20)
-    record, named = WAYS.Record(course), WAYS.Record(course)
-    WAYS.measure_ways(record, base)
-    table = pd.DataFrame(record.rows)
-    assert len(table) == 8 and not table.duplicated(["way", "prompt"]).any()
-    assert list(table.questions.tail(4)) == [60, 60, 60, 80]
-    assert list(table.trainable.tail(4))[::3] == [20 * 32, base.parameters()[1]]
-    for rows in record.ranks:
-        way = (rows.way.iloc[0], rows.prompt.iloc[0])
-        value = table.set_index(["way", "prompt"]).value[way]
-        assert value == pytest.approx(ndcg_by_hand(rows["rank"], len(course.protocol.test.target)))
-    WAYS.measure_ways(named, base, "like", letters=True)
-    assert "document" not in {row["prompt"] for row in named.rows} and len(named.rows) == 6
-
-    tasks = WAYS.measure_tasks(record, base)
-    assert len(record.rows) == 10  # instruction tuning, on two tasks
-    tuned = tasks.loc[tasks.prompt != "none"]
-    assert len(tuned) == 10 * 2 * 4 and not tuned.duplicated(["tuned_on", "prompt", "task"]).any()
-    committed = pd.read_csv(ROOT / "data" / "results" / "09_tasks.csv")
-    key = ["tuned_on", "prompt", "task"]
-    pd.testing.assert_frame_equal(tasks[key], committed[key], check_dtype=False)
-    ask = qs.forms(course)[0]
-    whole = ad.tune_on_instructions(course, base, qs.TASKS, ask)
-    rows = [*SMALL.measure_pod(course, whole), *SMALL.measure_families(course, base)]
-    small = pd.DataFrame([*rows, *SMALL.measure_p5(course)], columns=SMALL.COLUMNS)
-    committed = pd.read_csv(ROOT / "data" / "results" / "09_small.csv")
-    assert small[SMALL.COLUMNS[:3]].equals(committed[SMALL.COLUMNS[:3]])
-    values = small.set_index(SMALL.COLUMNS[:3]).value
-    rate = task_metrics.task_scores(whole, course, ask, ("rate",))["rate"]
-    assert values["POD", "instruction", "rate"] == rate[0]
-    for scores in (tasks, small):
-        assert np.isfinite(scores[["value", "low", "high"]]).all(axis=None)
-        assert (scores.low <= scores.high).all()
-
-
 # --- 11 -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def work(sample):
+    """The experiment on the sample, with the small model for a base."""
+    work = WAYS.Work(Settings.from_env(), sample)
+    work.__dict__["base"] = LanguageModel(None, None, "no model")
+    return work
+
+
+def test_every_seed_has_questions_of_its_own_and_all_ways_the_same(work):
+    for tasks in (("rank",), WAYS.MIXED[1:]):
+        first, again, other = (work.training(tasks, seed) for seed in (0, 0, 1))
+        assert first == again != other and len(first) == min(WAYS.QUESTIONS, len(first))
+        assert {each.task for each in first} == set(tasks)
+    held = [way for name, way in WAYS.ways("rank").items() if "rank held out" in name]
+    assert held and all("rank" not in way.tasks for way in held)
+
+
+def test_places_count_ties_against_the_model_and_trivial_orders_are_what_they_say(work):
+    asked = work.asked("test", "rank")
+    flat = WAYS.placed(asked, [np.zeros(len(q.candidates)) for q in asked.values()])
+    assert (flat["place"] == [len(q.candidates) for q in asked.values()]).all()
+    own = WAYS.placed(asked, WAYS.trivial(work, "rank")["retriever's order"])
+    own = own.set_index("userId")["place"]
+    assert all(own[u] == q.candidates.index(q.truth) + 1 for u, q in asked.items())
+    likes, rows = work.asked("test", "like"), WAYS.trivial(work, "like")
+    known = work.course.protocol.parts.known
+    share = (known["rating"] >= 4).groupby(known["userId"]).mean()
+    table = WAYS.placed(likes, rows["user's mean"]).set_index("userId")
+    assert np.allclose(table["yes"], share[table.index].clip(1e-9), atol=1e-6)
+    right = [(share[u] > 0.5) == (float(q.truth) >= 4) for u, q in likes.items() if share[u] != 0.5]
+    assert (table["place"] == 1).sum() == sum(right)
+
+
+def test_the_two_tables_of_11_agree():
+    folder = ROOT / "data" / "results"
+    users, facts = (pd.read_csv(folder / f"11_{name}.csv") for name in ("users", "adapting"))
+    means = users.groupby(["task", "way", "seed"])["place"].agg(["mean", "size"]).reset_index()
+    both = facts.merge(means, on=["task", "way", "seed"])
+    assert len(both) == len(facts) and np.allclose(both["place"], both["mean"])
+    assert (both["users"] == both["size"]).all()
+    assert not users.duplicated(["task", "way", "seed", "userId"]).any()
+
+
+# --- 14 -------------------------------------------------------------------------------------------
 
 
 def test_hits_count_unseen_movies_only():

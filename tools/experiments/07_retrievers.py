@@ -1,7 +1,7 @@
-"""python tools/experiments/07_retrievers.py --model lrurec --seed 0 fills 07_llamarec.csv.
+"""python tools/experiments/07_retrievers.py --model lrurec --seed 0 fills 07_retrievers.csv.
 
 Trains one of the four sequence models on one CPU thread (hours), tests it, and puts its rows into
-``07_llamarec.csv`` and ``07_llamarec_ranks.csv`` in place of older ones.
+``07_retrievers.csv`` and ``07_ranks.csv`` in place of older ones.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     means = pd.DataFrame(chosen.items(), columns=pd.Index(["metric", "value"]))
     means = pd.concat([metrics_of(ranks), means.assign(users=len(validation))])
     print(means.round(4).to_string(index=False))
-    for name, rows in (("07_llamarec_ranks", ranks), ("07_llamarec", means)):
+    for name, rows in (("07_ranks", ranks), ("07_retrievers", means)):
         rows.insert(0, "system", options.model)
         rows.insert(1, "seed", options.seed)
         file = data.result_path(name, dataset, settings)

@@ -21,7 +21,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 import publish  # noqa: E402
 
 ADDRESS = publish.repository(ROOT)
-NOTEBOOKS = [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+NOTEBOOKS = [
+    path.relative_to(ROOT).with_suffix("").as_posix()
+    for folder in ("notebooks", "notebooks/appendix")
+    for path in sorted((ROOT / folder).glob("*.ipynb"))
+]
 DOCUMENTS = sorted(f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS += ["data/README", "data/replies/README", "data/sample/README", "CONTRIBUTING"]
 DOCUMENTS += ["CHANGELOG"]
@@ -32,7 +36,11 @@ author = "The contributors of this course"
 copyright = "the contributors of this course; text and figures CC BY 4.0"
 extensions = ["myst_nb", "sphinx_design"]
 root_doc = "README"
-include_patterns = ["README.md", "notebooks/*.ipynb", *(f"{name}.md" for name in DOCUMENTS)]
+include_patterns = [
+    "README.md",
+    *(f"{name}.ipynb" for name in NOTEBOOKS),
+    *(f"{name}.md" for name in DOCUMENTS),
+]
 exclude_patterns = [".*", "build", "docs-build", "executed", "live", "shared", "src", "tests"]
 language = "en"
 
@@ -72,6 +80,8 @@ def as_on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
                 elif alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
                     # MyST reads a figure's alt text from here.
                     cell.metadata["mystnb"] = {"image": {"alt": alt}}
+                elif named := re.search("<title>(.*)</title>", drawing(output)):
+                    cell.metadata["mystnb"] = {"image": {"alt": named[1]}}
         content[0] = nbformat.writes(notebook)
         return
     content[0] = re.sub(r"```mermaid\n", "```text\n", content[0])  # its script needs a network
@@ -83,10 +93,26 @@ def as_on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
         content[0] += toctree("Notebooks", NOTEBOOKS) + toctree("Documents", DOCUMENTS)
 
 
+def drawing(output: nbformat.NotebookNode) -> str:
+    """Return the SVG of an output, or nothing."""
+    return output.get("data", {}).get("image/svg+xml", "")
+
+
+# What TeX knows and matplotlib does not, and what stands in for it.
+TEX = ((r"\\tag\{(\d+)\}", r"\\qquad (\1)"), (r"\\[lr]Vert", r"\\Vert "), (r"\\[Bb]ig[lr]?\b", ""),
+       (r"\\tfrac", r"\\frac"), (r"\s+", " "))  # fmt: skip
+
+
 def formula(translator: nodes.NodeVisitor, node: nodes.math) -> None:
-    """Draw a formula with matplotlib: MathJax is not on the package index."""
-    drawn = io.BytesIO()
-    depth = math_to_image(f"${node.astext()}$", drawn, dpi=72, format="svg")
+    """Draw a formula with matplotlib (MathJax is not on the package index), or show its TeX."""
+    drawn, text = io.BytesIO(), node.astext()
+    for pattern, instead in TEX:
+        text = re.sub(pattern, instead, text)
+    try:
+        depth = math_to_image(f"${text}$", drawn, dpi=72, format="svg")
+    except ValueError:  # a matrix
+        translator.body.append(f"<code>{translator.encode(node.astext())}</code>")
+        raise nodes.SkipNode from None
     source = f"data:image/svg+xml;base64,{b64encode(drawn.getvalue()).decode()}"
     translator.body.append(
         f'<img class="formula" src="{source}" alt="{translator.attval(node.astext())}" '

@@ -1,0 +1,117 @@
+"""The audit can say no, whatever a release calls its genres."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from helpers import prompts
+from helpers.audit import audit_profile, genres_named, taste_table, year_of, years_named
+from helpers.prompts import Claim, Profile
+
+
+@pytest.fixture
+def rated():
+    rows = [
+        (1, "Emma (1996)", "Comedy|Romance", 5.0, 1.5),
+        (2, "Clueless (1995)", "Comedy|Romance", 4.0, 0.5),
+        (3, "Alien (1979)", "Horror|Sci-Fi", 1.5, -2.0),
+    ]
+    return pd.DataFrame(rows, columns=["movieId", "title", "genres", "rating", "deviation"])
+
+
+CASES = [
+    ("genres", Claim(name="Comedy and Romance", movie_ids=[1, 2]), "confirmed"),
+    ("genres", Claim(name="Horror", movie_ids=[1, 2]), "flagged"),
+    ("genres", Claim(name="nice films", movie_ids=[1, 2]), "flagged"),
+    ("eras", Claim(name="1990s", movie_ids=[1, 2]), "confirmed"),
+    ("eras", Claim(name="1970s", movie_ids=[1, 2]), "flagged"),
+    ("eras", Claim(name="long ago", movie_ids=[1]), "flagged"),
+    ("themes", Claim(name="matchmaking", movie_ids=[1, 2]), "cited"),
+    ("themes", Claim(name="space", movie_ids=[3]), "flagged"),
+    ("themes", Claim(name="matchmaking", movie_ids=[]), "flagged"),
+    ("dislikes", Claim(name="horror", movie_ids=[3]), "confirmed"),
+    ("dislikes", Claim(name="romance", movie_ids=[1]), "flagged"),
+]
+
+
+@pytest.mark.parametrize(("field", "claim", "verdict"), CASES)
+def test_each_claim_gets_its_verdict(rated, field, claim, verdict):
+    parts = {"genres": [], "eras": [], "themes": [], "dislikes": []} | {field: [claim]}
+    profile = Profile(summary="Romantic comedies.", **parts)
+    audit = audit_profile(profile, rated.head(2), rated.tail(1))
+    assert audit.verdict.tolist() == ["cited", verdict]
+    text = prompts.profile_as_text(profile, audit)
+    assert (claim.name in text) == (verdict != "flagged")
+
+
+def test_words_about_the_person_are_flagged_but_titles_are_not(rated):
+    def verdict(summary):
+        profile = Profile(summary=summary, genres=[], eras=[], themes=[], dislikes=[])
+        return audit_profile(profile, rated, rated).verdict[0]
+
+    assert verdict("She is a teacher.") == "flagged"
+    assert verdict("A woman who likes dramas.") == "flagged"
+    assert verdict("Rates Children of Men high.") == "cited"
+
+
+def test_the_taste_table_is_arithmetic(rated):
+    table = taste_table(rated, at_least=1).set_index("name")
+    assert table.loc["Romance", "mean_deviation"] == 1.0 and table.loc["1970s", "movies"] == 1
+
+
+def test_years():
+    assert years_named("1980s and 1990s") == (1980, 1999)
+    assert year_of("Emma (1996)") == 1996 and year_of("Emma") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "catalogue", "named"),
+    [
+        ("Children's", {"Children's", "Comedy"}, {"Children's"}),
+        ("kids and children’s comedies", {"Children's", "Comedy"}, {"Children's", "Comedy"}),
+        ("Children's comedy", {"Children", "Comedy"}, {"Children", "Comedy"}),
+        ("(no genres listed)", {"(no genres listed)"}, {"(no genres listed)"}),
+        ("unknown", {"unknown"}, {"unknown"}),
+        ("unknown", {"Drama"}, set()),
+        ("Film Noir", {"Film-Noir"}, {"Film-Noir"}),
+        ("Science Fiction", {"Science Fiction"}, {"Science Fiction"}),
+        ("dark science fiction", {"Drama"}, {"Sci-Fi"}),
+        ("Western dramas", {"Drama"}, {"Western", "Drama"}),
+        ("Anime", {"Anime"}, {"Anime"}),
+    ],
+)
+def test_genres_are_those_of_the_catalogue_at_hand(text, catalogue, named):
+    assert genres_named(text, catalogue) == named
+
+
+@pytest.mark.parametrize(
+    ("listed", "claim", "verdict"),
+    [
+        ("Children's", "Children's", "confirmed"),
+        ("Children's", "Kids' movies", "confirmed"),
+        ("(no genres listed)", "(no genres listed)", "confirmed"),
+        ("unknown", "unknown", "confirmed"),
+        ("Drama", "Children's", "flagged"),
+    ],
+)
+def test_the_audit_knows_the_genres_of_other_releases(listed, claim, verdict):
+    rated = pd.DataFrame({"movieId": [1, 2], "title": "A (1999)", "genres": listed})
+    claims = [Claim(name=claim, movie_ids=[1, 2])]
+    profile = Profile(summary="", genres=claims, eras=[], themes=[], dislikes=[])
+    assert audit_profile(profile, rated, rated.head(0)).verdict[1] == verdict
+
+
+def test_in_a_dislike_unknown_is_a_word_like_any_other():
+    rated = pd.DataFrame(
+        {"movieId": [1, 2], "title": ["A (1999)", "unknown"], "genres": ["Drama", "unknown"]}
+    )
+    claims = [Claim(name="dramas with unknown actors", movie_ids=[1])]
+    profile = Profile(summary="", genres=[], eras=[], themes=[], dislikes=claims)
+    why = audit_profile(profile, rated.head(0), rated).why[1]
+    assert why == "1 of 1 cited movies are listed as Drama"
+
+
+def test_the_year_stands_before_a_mark_for_video():
+    assert year_of("Land of Time (1995) (V)") == 1995
+    assert year_of("1984 (Nineteen)") is None

@@ -1,0 +1,19 @@
+# What notebook 12 claims beyond its saved outputs; run in its kernel after the last cell.
+
+# Section 2: folding in solves the least-squares problem that Spark solves.
+assert agreement > 0.99
+assert not set(newcomers) & set(others.userId)
+for user in newcomers[:10]:
+    shut = set(mine[user].movieId.head(10))
+    assert all(not shut & set(order) for order in orders_of(user, 5).values())
+    later_days = right[user]["later days"]
+    assert not shut & set(later_days) and len(later_days) >= 5
+    for shots in (1, 4):
+        assert len(examples_for(user, shots)) <= shots
+if dataset.verified:
+    assert leads["later days"].verdict["near - popularity, dated"].startswith("not shown")
+    worse = ["ALS, folded in - popularity, dated", "transition counts - popularity, dated"]
+    assert (leads["later days"].verdict[worse] == "worse").all()
+    shown = new_family.verdict == "better"
+    assert shown.tolist() == [True, True, True, False]
+    assert view.loc["near, with popularity"].max() < 0.01 < view.loc["near"].min()
