@@ -113,14 +113,14 @@ def test_the_workshop_asks_what_is_recorded(which, offline, request, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["sample", "real"])
-def test_the_bias_notebook_asks_what_is_recorded(which, settings, request, monkeypatch):
+def test_the_appendix_on_forty_users_asks_what_is_recorded(which, settings, request, monkeypatch):
     """Run the cells that build and ask the requests; no reply is missing, none is left over."""
     if which == "real":
         request.getfixturevalue("real")
     else:
         monkeypatch.delenv("MOVIELENS_DIR", raising=False)
     monkeypatch.setenv("LLM_MODE", "recorded")
-    (path,) = (ROOT / "notebooks").glob("*_bias_and_fairness.ipynb")
+    path = ROOT / "notebooks" / "appendix" / "13_forty_users.ipynb"
     asked_keys, store = set(), llm.CommittedStore(REPLIES)
 
     def ask(client, messages, *, schema=None, **options):
