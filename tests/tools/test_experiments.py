@@ -128,15 +128,6 @@ def test_the_two_tables_of_11_agree():
 # --- 14 -------------------------------------------------------------------------------------------
 
 
-def test_hits_count_unseen_movies_only():
-    items = pd.Series([[float(i)] for i in range(20)], range(1, 21))  # movie 20 is best, then 19
-    users, test = pd.Series([[1.0]], [1]), pd.DataFrame({"userId": [1], "movieId": [1]})
-    train = pd.DataFrame({"userId": 1, "movieId": range(11, 21)})
-    assert SCALE.hit_rate(users, items, train, test) == 1.0  # the last of the ten that are left
-    assert SCALE.hit_rate(users, items, train[2:], test) == 0.0
-    assert SCALE.hit_rate(users, items, train, test.assign(movieId=99)) == 0.0  # nobody rated it
-
-
 def test_a_step_is_measured():
     clock = SCALE.Clock()
     with clock.step("hold"):

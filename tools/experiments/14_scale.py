@@ -32,7 +32,7 @@ from rows import save  # noqa: E402
 
 SIZES = (100_000, 1_000_000, 10_000_000, 32_000_000)
 GRID = [(rank, reg) for rank in (8, 16) for reg in (0.05, 0.2)]
-ALPHA, HELD_OUT_USERS = 10.0, 2000
+ALPHA = 10.0
 CORES = psutil.cpu_count() or 1
 
 
@@ -97,34 +97,18 @@ def scale(folder: Path, ratings: int) -> list[dict]:
     return [size | row | {"us_per_rating": 1e6 * row["seconds"] / ratings} for row in clock.rows]
 
 
-def hold_out(folder: Path, ratings: int) -> dict:
-    """Make ratings; set the last one of the first users apart as test.parquet."""
+def made(folder: Path, ratings: int) -> dict:
+    """Make ratings as train.parquet; return how many there are."""
     from research import synthetic
 
     shape = synthetic.write(folder / "data", ratings, formats=("parquet",))
     table = pd.read_parquet(folder / "data" / "ratings.parquet")
-    last = table.groupby("userId")["timestamp"].idxmax().head(HELD_OUT_USERS)
-    for name, part in (("train", table.drop(last)), ("test", table.loc[last])):
-        part[["userId", "movieId", "rating"]].to_parquet(folder / f"{name}.parquet", index=False)
-    size = {"ratings": shape.ratings, "users": shape.users, "movies": shape.movies}
-    return size | {"tested": len(last)}
+    table[["userId", "movieId", "rating"]].to_parquet(folder / "train.parquet", index=False)
+    return {"ratings": shape.ratings, "users": shape.users, "movies": shape.movies}
 
 
-def hit_rate(users: pd.Series, items: pd.Series, train: pd.DataFrame, test: pd.DataFrame) -> float:
-    """Return the share of held-out movies in the top ten of the unseen, from vectors by id."""
-    vectors, place = np.stack(list(items)), pd.Series(range(len(items)), items.index)
-    seen = train.loc[train["userId"].isin(test["userId"])].groupby("userId")["movieId"].agg(list)
-    hits = 0
-    for row in test.itertuples():
-        scores = (vectors @ np.asarray(users[row.userId])).astype(float)
-        scores[place[seen[row.userId]]] = -np.inf
-        if row.movieId in place.index:
-            hits += int((scores > scores[place[row.movieId]]).sum()) < 10
-    return hits / len(test)
-
-
-def spark_grid(folder: Path, clock: Clock) -> list[list[pd.Series]]:
-    """Fit the grid side by side; return the vectors of users and of movies of each fit."""
+def spark_grid(folder: Path, clock: Clock) -> None:
+    """Fit the grid side by side."""
     spark = start_spark(clock)
     from helpers import als
 
@@ -133,49 +117,38 @@ def spark_grid(folder: Path, clock: Clock) -> list[list[pd.Series]]:
         table = spark.read.parquet(str(folder / "train.parquet")).cache()
         table.count()
 
-        def fit(cell: tuple[int, float]):
+        def fit(cell: tuple[int, float]) -> None:
             model = als.make_als(*cell, **options, implicit=True, alpha=ALPHA).fit(table)
             model.userFactors.count()
-            return model.userFactors, model.itemFactors
 
         with ThreadPoolExecutor(CORES) as pool:
-            models = list(pool.map(fit, GRID))
-    return [[part.toPandas().set_index("id")["features"] for part in model] for model in models]
+            list(pool.map(fit, GRID))
 
 
-def implicit_grid(folder: Path, clock: Clock, exact: bool) -> list[list[pd.Series]]:
-    """Fit the same grid, confidence 1 + alpha * rating, with implicit; return the vectors."""
+def implicit_grid(folder: Path, clock: Clock, exact: bool) -> None:
+    """Fit the same grid, confidence 1 + alpha * rating, with implicit."""
     with clock.step("start"):
         from implicit.als import AlternatingLeastSquares
         from scipy import sparse
-    models = []
     with clock.step("grid"):
         table = pd.read_parquet(folder / "train.parquet")
-        movies, column = np.unique(table["movieId"], return_inverse=True)
+        column = np.unique(table["movieId"], return_inverse=True)[1]
         weights = (1 + ALPHA * table["rating"].to_numpy()).astype(np.float32)
         matrix = sparse.csr_matrix((weights, (table["userId"] - 1, column)))
         options = {"iterations": 10, "num_threads": CORES, "random_state": 0, "use_cg": not exact}
         for rank, reg in GRID:
             model = AlternatingLeastSquares(rank, reg, alpha=1.0, **options)
             model.fit(matrix, show_progress=False)
-            users = pd.Series([*model.user_factors]).rename(lambda row: row + 1)
-            models.append([users, pd.Series([*model.item_factors], movies)])
-    return models
 
 
 def rival(folder: Path, library: str) -> list[dict]:
-    """Fit the grid with one library; return its steps, with the best hit rate of the grid."""
+    """Fit the grid with one library; return its steps."""
     clock = Clock()
     if library == "Spark":
-        fits = spark_grid(folder, clock)
+        spark_grid(folder, clock)
     else:
-        fits = implicit_grid(folder, clock, exact=library == "implicit")
-    train, test = (pd.read_parquet(folder / f"{name}.parquet") for name in ("train", "test"))
-    counts = train["movieId"].value_counts().map(lambda count: [count])
-    alike = pd.Series([[1.0]] * len(test), test["userId"])
-    facts = {"library": library, "popularity": hit_rate(alike, counts, train, test)}
-    facts["hit_rate"] = max(hit_rate(*fit, train, test) for fit in fits)
-    return [row | facts for row in clock.rows]
+        implicit_grid(folder, clock, exact=library == "implicit")
+    return [row | {"library": library} for row in clock.rows]
 
 
 def in_process(function: Callable, *arguments: object):
@@ -198,7 +171,7 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             if options.rivals:
-                size = in_process(hold_out, folder, ratings)
+                size = in_process(made, folder, ratings)
                 rows = [
                     size | row
                     for library in ("Spark", "implicit", "implicit (conjugate gradients)")
