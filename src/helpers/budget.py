@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import httpx2
@@ -39,21 +38,12 @@ def completion_limit(body: Body) -> int:
 
 
 @dataclass
-class Passage:
-    """What became of a request that a budget let through."""
-
-    sent: bool = False
-    response: httpx2.Response | None = None
-
-
-@dataclass
 class Budget:
     """A hard limit for live requests, in tokens and, where prices are known, US dollars.
 
     Prices are dollars per million tokens. Room is set aside before a request is sent, so that
     parallel ones cannot exceed the limit together; then what the server reports is counted, else an
-    estimate, and for an answer that was lost all that was set aside. Until the first answer is
-    there requests travel alone: it shows whether the server keeps to the limit it is sent.
+    estimate, and for an answer that was lost all that was set aside.
     """
 
     max_tokens: int = 200_000
@@ -64,7 +54,6 @@ class Budget:
     spent_usd: float = 0.0
     _room: threading.Condition = field(default_factory=threading.Condition, repr=False)
     _under_way: int = field(default=0, repr=False)
-    _longest: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse a limit in dollars without prices: it could not be kept."""
@@ -81,64 +70,59 @@ class Budget:
         """Return the price in US dollars, 0 where prices are unknown."""
         return (tokens_in * (self.price_in or 0) + tokens_out * (self.price_out or 0)) / 1e6
 
-    def _reserve(self, body: Body) -> tuple[int, float]:
-        """Set tokens and dollars aside, once those under way leave room or nobody else is there."""
-        tokens_in, limit = estimate_tokens(body), completion_limit(body)
+    def _count(self, tokens_in: int, tokens_out: int) -> None:
+        self.spent_tokens += tokens_in + tokens_out
+        self.spent_usd += self.usd(tokens_in, tokens_out)
+
+    def _reserve(self, tokens_in: int, tokens_out: int) -> None:
+        """Set room aside, once the requests under way leave some or none is left to wait for."""
+        tokens, usd = tokens_in + tokens_out, self.usd(tokens_in, tokens_out)
+
+        def over() -> str:
+            if self.max_usd is not None and self.spent_usd + usd > self.max_usd:
+                return f"LLM_BUDGET_USD is ${self.max_usd}"
+            full = self.spent_tokens + tokens > self.max_tokens
+            return f"LLM_MAX_TOKENS is {self.max_tokens} tokens" if full else ""
+
         with self._room:
-            while True:
-                tokens_out = max(limit, self._longest or 0)
-                tokens, usd = tokens_in + tokens_out, self.usd(tokens_in, tokens_out)
-                dollars = self.max_usd is not None and self.spent_usd + usd > self.max_usd
-                full = dollars or self.spent_tokens + tokens > self.max_tokens
-                if not self._under_way or not (full or self._longest is None):
-                    break
-                self._room.wait()
-            if full:
-                name, most = "LLM_MAX_TOKENS", f"{self.max_tokens} tokens"
-                if dollars:
-                    name, most = "LLM_BUDGET_USD", f"${self.max_usd}"
+            self._room.wait_for(lambda: not (self._under_way and over()))
+            if limit := over():
                 raise BudgetExceeded(
                     f"Not sent: {self.spent_tokens} tokens (${self.spent_usd:.4f}) are spent, this "
-                    f"request may take {tokens} (${usd:.4f}), the limit {name} is {most}: raise "
-                    "it, or lower LLM_REPLY_TOKENS."
+                    f"request may take {tokens} (${usd:.4f}), the limit {limit}: raise it, or "
+                    "lower LLM_REPLY_TOKENS."
                 )
-            self.spent_tokens += tokens
-            self.spent_usd += usd
+            self._count(tokens_in, tokens_out)
             self._under_way += 1
-            return tokens, usd
 
-    @contextlib.contextmanager
-    def passage(self, body: Body) -> Iterator[Passage]:
-        """Let a request pass when there is room; count what it took however the block ends.
+    def spend(self, body: Body, send: Callable[[], httpx2.Response]) -> httpx2.Response:
+        """Send a request when there is room, and count what it took.
 
         Raises:
             BudgetExceeded: the request could go over the limit.
         """
-        reserved, passage = self._reserve(body), Passage()
+        asked = took = estimate_tokens(body), completion_limit(body)
+        self._reserve(*asked)
         try:
-            yield passage
-        except NEVER_REACHED:
-            passage.sent = False
-            raise
-        finally:
-            response, answer = passage.response, answer_of(passage.response)
-            lost = response is None or response.is_success or response.status_code in ANSWER_LOST
-            tokens_in = tokens_out = 0
-            if answer is not None:
+            response = send()
+            if (answer := answer_of(response)) is not None:
                 usage = answer.get("usage") or {}
-                tokens_in = usage.get("prompt_tokens") or estimate_tokens(body)
+                tokens_in = usage.get("prompt_tokens") or asked[0]
                 written = 0 if "input" in body else len(json.dumps(answer.get("choices"))) // 4
                 # Some servers count what a model thinks in the total alone.
                 thought = (usage.get("total_tokens") or 0) - tokens_in
-                tokens_out = max(usage.get("completion_tokens") or 0, thought) if usage else written
+                counted = max(usage.get("completion_tokens") or 0, thought)
+                took = tokens_in, counted if usage else written
+            elif not response.is_success and response.status_code not in ANSWER_LOST:
+                took = 0, 0
+            return response
+        except NEVER_REACHED:
+            took = 0, 0
+            raise
+        finally:
             with self._room:
+                self._count(took[0] - asked[0], took[1] - asked[1])
                 self._under_way -= 1
-                if answer is not None:
-                    beyond = tokens_out if tokens_out > completion_limit(body) else 0
-                    self._longest = max(self._longest or 0, beyond)
-                if answer is not None or not (passage.sent and lost):
-                    self.spent_tokens += tokens_in + tokens_out - reserved[0]
-                    self.spent_usd += self.usd(tokens_in, tokens_out) - reserved[1]
                 self._room.notify_all()
 
 
@@ -148,14 +132,13 @@ def preview(bodies: Iterable[Body], settings: Settings | None = None) -> pd.Seri
     budget, tokens_in = Budget.of(settings), sum(map(estimate_tokens, bodies))
     limits = ({"max_tokens": settings.llm_reply_tokens, **body} for body in bodies)
     tokens_out = sum(map(completion_limit, limits))
+    cost = "unknown" if budget.price_in is None else f"{budget.usd(tokens_in, tokens_out):.4f}"
     return pd.Series(
         {
             "requests": len(bodies),
             "prompt tokens (estimated)": tokens_in,
             "completion tokens (at most)": tokens_out,
-            "cost (US dollars, at most)": "unknown"
-            if budget.price_in is None
-            else f"{budget.usd(tokens_in, tokens_out):.4f}",
+            "cost (US dollars, at most)": cost,
             "token limit": settings.llm_max_tokens,
         }
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from typing import Any, cast
 
 import httpx2
@@ -19,7 +20,6 @@ from helpers import answers, local_model, servers
 from helpers.budget import Budget, estimate_tokens, preview  # noqa: F401 (notebooks use them)
 from helpers.outcomes import FAULTS, NoReply, Outcome, fault_of, outcome_of, usable
 from helpers.replies import Body, CommittedStore, LocalStore, PendingRequests, Reply, request_key
-from helpers.servers import Attempt, server_of
 from helpers.settings import Settings, SettingsError
 
 PROVENANCE = "made by a Claude model from the prompt alone, see data/replies/README.md"
@@ -103,12 +103,9 @@ def connect(
     transport = transport or RecordingTransport(settings, live, budget or Budget.of(settings))
     here = settings.llm_mode == "local" or (local and settings.llm_mode == "auto" and live is None)
     transport.local = here and not local_model.missing()
-    azure = httpx2.URL(settings.llm_base_url or "").host.endswith(".azure.com")
     return openai.OpenAI(
         api_key=settings.llm_api_key or "no-key",
         base_url=settings.llm_base_url if transport.live else "http://recorded.invalid/v1",
-        default_query=settings.llm_query,
-        default_headers={"api-key": settings.llm_api_key or ""} if azure else None,
         timeout=settings.llm_timeout_s,
         http_client=httpx2.Client(transport=transport, timeout=settings.llm_timeout_s),
     )
@@ -195,8 +192,9 @@ class RecordingTransport(httpx2.BaseTransport):
     ) -> None:
         """``live`` is a client that reaches a server, proxies and all; ``None``: records only."""
         self.settings, self.live, self.budget = settings, live, budget
-        self.stores, self.forms, self.local = stores or Stores(settings), {}, False
+        self.stores, self.local = stores or Stores(settings), False
         self.pending = PendingRequests(settings.cache_dir / "pending.jsonl")
+        self._refusals: dict[str, str] = {}  # of each model that takes plainer requests only
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Answer one request.
@@ -210,30 +208,55 @@ class RecordingTransport(httpx2.BaseTransport):
         body = json.loads(request.read() or b"{}")
         if body.get("stream"):
             raise openai.OpenAIError("This client stores whole replies: leave stream out.")
-        asked = {"model": str(body.get("model", "")), "server": server_of(request.url)}
+        server = f"{request.url.host}:{request.url.port or ''}"
+        asked = {"model": str(body.get("model", "")), "server": server}
         if reply := self.stores.find(body, **(asked if self.live else {})):
             headers = {"x-reply-source": reply.origin}
             return httpx2.Response(200, headers=headers, json=reply.response, request=request)
-        if self.live is None and self.local:
+        if self.live is not None:
+            response = self._by_server(self.live, request, body)
+            self.stores.keep(body, response, **asked)
+            return response
+        if self.local:
             return self._by_local_model(request, body)
-        if self.live is None:
-            self.pending.add({name: body[name] for name in body if name != "model"})
-            names = unset(self.settings) or "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL"
-            raise NoReply(
-                f"No reply to this request is recorded, and no LLM is configured: set {names} "
-                "(see README.md); the request was noted as pending."
+        self.pending.add({name: body[name] for name in body if name != "model"})
+        names = unset(self.settings) or "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL"
+        raise NoReply(
+            f"No reply to this request is recorded, and no LLM is configured: set {names} "
+            "(see README.md); the request was noted as pending."
+        )
+
+    def _by_server(
+        self, live: httpx2.Client, request: httpx2.Request, body: Body
+    ) -> httpx2.Response:
+        """Send a request; where its form is refused, and from then on, a plainer one."""
+        headers = {k: v for k, v in request.headers.items() if k != "content-length"}
+        asked = {**servers.tightened(body, headers.pop(servers.LETTERS_HEADER, None))}
+        if not {"input", "max_tokens", "max_completion_tokens"} & set(body):
+            asked["max_completion_tokens"] = self.settings.llm_reply_tokens
+        name, chat = str(body.get("model", "")), "messages" in body and "tools" not in body
+
+        def send(form: Body) -> httpx2.Response:
+            sent = httpx2.Request(
+                "POST", request.url, headers=headers, json=form, extensions=request.extensions
             )
-        attempt = Attempt(self.settings, self.forms, request)
-        with self.budget.passage(attempt.body) as passage:
-            while passage.response is None or attempt.again(passage.response):
-                passage.sent = True
-                try:
-                    response = self.live.send(attempt.request())
-                except httpx2.TransportError as error:  # a key may stand in an address
-                    raise type(error)(self.settings.scrub(str(error))) from None
-                passage.response = attempt.received(response)
-        self.stores.keep(body, passage.response, **asked)
-        return passage.response
+            try:
+                return servers.received(live.send(sent), self.settings)
+            except httpx2.TransportError as error:  # a key may stand in an address
+                raise type(error)(self.settings.scrub(str(error))) from None
+
+        if name not in self._refusals or not chat:
+            response = self.budget.spend(asked, lambda: send(asked))
+            if not (chat and servers.refused(response)):
+                return response
+        refusal = self._refusals.get(name) or response.text
+        plain = servers.plainer(asked, refusal)
+        response = self.budget.spend(plain, lambda: send(plain))
+        if response.is_success and name not in self._refusals:
+            self._refusals[name] = refusal
+            said = f"{name} refuses parts of our requests and gets plainer ones."
+            warnings.warn(said, servers.ServerWarning, 2)
+        return response
 
     def _by_local_model(self, request: httpx2.Request, body: Body) -> httpx2.Response:
         letters, log = request.headers.get(servers.LETTERS_HEADER), "local_model.log"

@@ -22,8 +22,8 @@ FAULTS = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
 
 HINTS = {
     401: "check OPENAI_API_KEY", 403: "check OPENAI_API_KEY and what it may use",
-    404: "check LLM_MODEL and OPENAI_BASE_URL", 405: "check OPENAI_BASE_URL",
-    413: "make the prompt shorter", 429: "wait, or ask for less at a time",
+    404: "check LLM_MODEL and OPENAI_BASE_URL", 413: "make the prompt shorter",
+    429: "wait, or ask for less at a time",
 }  # fmt: skip
 
 
@@ -102,24 +102,23 @@ def usable(body: Body, response: Body) -> str:
 
 def fault_of(error: Exception) -> Outcome:
     """Return the outcome that one of :data:`FAULTS` stands for."""
-    kind, why = "malformed", f"the request could not be made: {error}"
     match error:
         case NoReply():
-            kind, why = "no_reply", str(error)
+            return Outcome(None, "no_reply", str(error))
         case BudgetExceeded():
-            kind, why = "budget", str(error)
+            return Outcome(None, "budget", str(error))
         case openai.APITimeoutError():
-            kind = "timeout"
             why = "the server did not answer in time: raise LLM_TIMEOUT_S or ask for less"
+            return Outcome(None, "timeout", why)
         case openai.APIStatusError():
-            kind, why = _status_fault(error.response.status_code, error.response.text)
+            return _status_fault(error.response.status_code, error.response.text)
         case openai.APIConnectionError() | httpx2.HTTPError() | httpx2.StreamError():
-            cause = error.__cause__ or error
-            kind, why = "connection", f"the connection failed ({cause}): check OPENAI_BASE_URL"
-    return Outcome(None, kind, why)
+            why = f"the connection failed ({error.__cause__ or error}): check OPENAI_BASE_URL"
+            return Outcome(None, "connection", why)
+    return Outcome(None, "malformed", f"the request could not be made: {error}")
 
 
-def _status_fault(status: int, text: str) -> tuple[str, str]:
+def _status_fault(status: int, text: str) -> Outcome:
     kind = "server_error" if status >= 500 else "rejected"
     hint = HINTS.get(status, "try again later" if status >= 500 else "check what is asked")
     if no_quota(status, text):
@@ -128,18 +127,12 @@ def _status_fault(status: int, text: str) -> tuple[str, str]:
         kind = "rate_limited"
     elif re.search(r"context.{0,15}(length|window|size)|maximum context", text, re.IGNORECASE):
         hint = "make the prompt shorter"
-    return kind, f"the server answered {status}: {words(text) or 'nothing'}; {hint}"
+    why = f"the server answered {status}: {words(text) or 'nothing'}; {hint}"
+    return Outcome(None, kind, why)
 
 
 def words(text: str) -> str:
-    """Return what an error body says in any of the usual forms, shortened."""
-    try:
-        body: Any = json.loads(text)
-        body = body[0] if isinstance(body, list) and body else body
-        said = body.get("error") or body
-        forms = ("message", "detail", "code", "type")
-        said = said if isinstance(said, str) else next(filter(None, map(said.get, forms)), said)
-        text = said if isinstance(said, str) else json.dumps(said)
-    except (ValueError, RecursionError, AttributeError):
-        text = re.sub(r"<[^>]+>", " ", text)
+    """Return what an error's body says, in any of the usual forms, shortened."""
+    said = re.search(r'"(?:message|detail|error)":\s*("(?:[^"\\]|\\.)+")', text)
+    text = json.loads(said[1], strict=False) if said else re.sub(r"<[^>]+>", " ", text)
     return textwrap.shorten(text, 200, placeholder=" ...").rstrip(".")

@@ -56,12 +56,13 @@ def _without_notes(node: Body) -> Body:
 
 @dataclass(frozen=True)
 class Reply:
-    """A stored answer: the response as the server sent it, and where it came from."""
+    """A stored answer to what the model ``asked`` was sent, and where it came from."""
 
     key: str
     response: Body
     source: str
     request: Body = field(default_factory=dict)
+    asked: str = ""
     server: str = ""
 
     @property
@@ -81,28 +82,23 @@ class StoreWarning(UserWarning):
 
 def read_jsonl(path: Path) -> Iterator[Reply]:
     """Yield the replies of a file; a corrupt line is skipped with a warning."""
-    for record in _records(path.read_bytes(), path.name):
-        yield Reply(record["key"], record["response"], path.name, record["request"])
+    return _replies(path.read_bytes(), path.name, path.name)
 
 
-def _records(lines: bytes, name: str, pending: bool = False) -> Iterator[Body]:
-    """Yield the records whose key belongs to the request and whose response holds a message."""
+def _replies(lines: bytes, name: str, source: str) -> Iterator[Reply]:
+    """Yield the replies whose key belongs to the request and whose response, if any, answers."""
     for number, line in enumerate(lines.splitlines(), 1):
-        if not line.strip():
-            continue
         try:
             record = json.loads(line)
-            if pending:  # the line is a request
-                record = {"key": request_key(record), "request": record}
-            elif record["key"] != request_key(record["request"]):
+            if record["key"] != request_key(record["request"]):
                 raise ValueError("the key does not belong to the request")
-            else:
-                answer = record["response"]
+            if answer := record["response"]:
                 answer["data"] if "data" in answer else answer["choices"][0]["message"]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             warnings.warn(f"{name}, line {number}: skipped ({error}).", StoreWarning, 2)
-        else:
-            yield record
+            continue
+        asked, server = record.get("model", ""), record.get("server", "")
+        yield Reply(record["key"], answer, source, record["request"], asked, server)
 
 
 def write_jsonl(replies: Iterable[Reply], path: Path) -> int:
@@ -136,29 +132,32 @@ class CommittedStore:
         return list(self._index.values())
 
 
-class _AppendedFile:
-    """A file that threads and processes append to, one JSON value a line."""
+class LocalStore(AbstractContextManager):
+    """Replies of live servers, in a file that threads and processes append to.
 
-    _pending = False
+    A reply is on disk when :meth:`put` returns, so that no kill loses it.
+    """
 
     def __init__(self, path: Path) -> None:
         """Remember the file; it need not exist."""
         self._path, self._lock, self._read = Path(path), threading.RLock(), 0
-        self._index: dict[str, list[Body]] = {}
+        self._index: dict[str, dict[tuple[str, str], Reply]] = {}
 
-    def _append(self, record: Body) -> None:
-        """Write a record to disk; a line that a kill left torn is ended first."""
+    def put(self, request: Body, response: Body, *, model: str = "", server: str = "") -> None:
+        """Store a reply; it replaces an earlier one of this model and server to this request."""
+        record = {"key": request_key(request), "request": request, "response": response}
+        record |= {"model": model, "server": server, "created": time.time()}
         line = json.dumps(record).encode() + b"\n"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock, self._path.open("ab+") as file:
             file.seek(max(file.tell() - 1, 0))
-            torn = file.read() not in (b"", b"\n")
+            torn = file.read() not in (b"", b"\n")  # by a kill: that line is ended first
             file.write(b"\n" * torn + line)
             file.flush()
             os.fsync(file.fileno())
 
-    def _load(self) -> dict[str, list[Body]]:
-        """Return the records by key, oldest first, one for each model and server."""
+    def _load(self) -> dict[str, dict[tuple[str, str], Reply]]:
+        """Read what was appended; return replies by key, then by model and server, newest last."""
         with self._lock:
             if not self._path.exists():  # or no longer
                 self._read, self._index = 0, {}
@@ -168,21 +167,11 @@ class _AppendedFile:
                 lines = file.read()
             whole = lines[: lines.rfind(b"\n") + 1]
             self._read += len(whole)
-            for new in _records(whole, self._path.name, self._pending):
-                asked = new.get("model"), new.get("server")
-                known = self._index.get(new["key"], [])
-                others = [r for r in known if (r.get("model"), r.get("server")) != asked]
-                self._index[new["key"]] = [*others, new]
+            for reply in _replies(whole, self._path.name, LOCAL):
+                known = self._index.setdefault(reply.key, {})
+                known.pop((reply.asked, reply.server), None)
+                known[reply.asked, reply.server] = reply
             return self._index
-
-
-class LocalStore(_AppendedFile, AbstractContextManager):
-    """Replies of live servers; one is on disk when :meth:`put` returns, so no kill loses it."""
-
-    def put(self, request: Body, response: Body, *, model: str = "", server: str = "") -> None:
-        """Store a reply; it replaces an earlier one of this model and server to this request."""
-        asked = {"key": request_key(request), "request": request, "response": response}
-        self._append(asked | {"model": model, "server": server, "created": time.time()})
 
     def get(
         self,
@@ -193,19 +182,19 @@ class LocalStore(_AppendedFile, AbstractContextManager):
         fault: Fault | None = None,
     ) -> Reply | None:
         """Return the newest reply without a ``fault``, of ``model`` and ``server`` if given."""
-        for record in reversed(self._load().get(key, [])):
-            asked = model in (None, record["model"]) and server in (None, record["server"])
-            if asked and not (fault and fault(record["request"], record["response"])):
-                return _stored(record)
+        for reply in reversed(self._load().get(key, {}).values()):
+            wanted = model in (None, reply.asked) and server in (None, reply.server)
+            if wanted and not (fault and fault(reply.request, reply.response)):
+                return reply
         return None
 
     def all(self) -> list[Reply]:
         """Return all replies, in the order in which their requests were first asked."""
-        return [_stored(record) for records in self._load().values() for record in records]
+        return [reply for known in self._load().values() for reply in known.values()]
 
     def models(self) -> list[str]:
         """Return the names of the models that were asked."""
-        return sorted({record["model"] for records in self._load().values() for record in records})
+        return sorted({reply.asked for reply in self.all()})
 
     def forget(self) -> int:
         """Delete all replies and return their number."""
@@ -217,21 +206,18 @@ class LocalStore(_AppendedFile, AbstractContextManager):
         """Do nothing: no file stays open."""
 
 
-def _stored(record: Body) -> Reply:
-    return Reply(record["key"], record["response"], LOCAL, record["request"], record["server"])
-
-
-class PendingRequests(_AppendedFile):
+class PendingRequests:
     """Requests that found no answer, each once."""
 
-    _pending = True
+    def __init__(self, path: Path) -> None:
+        """Remember the file; it need not exist."""
+        self._store = LocalStore(path)
 
     def add(self, body: Body) -> None:
         """Collect a request unless it is there already."""
-        with self._lock:
-            if request_key(body) not in self._load():
-                self._append(body)
+        if self._store.get(request_key(body)) is None:
+            self._store.put(body, {})
 
     def all(self) -> list[Body]:
         """Return the requests in their order."""
-        return [records[0]["request"] for records in self._load().values()]
+        return [reply.request for reply in self._store.all()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -14,7 +13,7 @@ from misbehaving_server import FAULTS, completion, serve
 
 from helpers import llm, prompts, ranking, servers
 from helpers.budget import Budget
-from helpers.replies import LocalStore, Reply, request_key, write_jsonl
+from helpers.replies import LocalStore, PendingRequests, Reply, request_key, write_jsonl
 from helpers.settings import Settings, SettingsError
 
 KEY = "sk-secret-0123456789abcdef"
@@ -99,8 +98,7 @@ def test_mode_none_ignores_records_and_notes_the_request(offline):
     record(offline, body, completion("recorded"))
     settings = dataclasses.replace(offline, llm_mode="none")
     assert llm.mode(settings) == "none" and ask(settings).kind == "no_reply"
-    pending = (offline.cache_dir / "pending.jsonl").read_text()
-    assert [json.loads(line) for line in pending.splitlines()] == [body]
+    assert PendingRequests(offline.cache_dir / "pending.jsonl").all() == [body]
 
 
 def test_parse_reads_a_recorded_profile(offline):
@@ -151,9 +149,8 @@ def refuser(*parts):
 @pytest.mark.parametrize(
     ("parts", "requests"),
     [
-        (["json_schema"], 2), (["temperature"], 2), (["seed"], 2), (["system"], 3),
-        (["json_schema", "json_object"], 3), (["max_completion_tokens"], 4),
-        (["json_schema", "json_object", "system", "seed", "max_completion_tokens"], 4),
+        (["json_schema"], 2), (["temperature"], 2), (["seed"], 2), (["system"], 2),
+        (["max_completion_tokens"], 2), (["json_schema", "system", "seed"], 2),
     ],
 )  # fmt: skip
 def test_what_a_server_refuses_is_asked_for_plainly_and_remembered(offline, parts, requests):
@@ -221,7 +218,7 @@ def test_each_shape_of_an_answer(offline, body, kind, text):
         (404, {"error": "no such model"}, "rejected", "no such model", "OPENAI_BASE_URL"),
         (401, {"error": {"message": "Incorrect key"}}, "rejected", "Incorrect", "OPENAI_API_KEY"),
         (403, {"detail": "Forbidden for you"}, "rejected", "Forbidden for you", "OPENAI_API_KEY"),
-        (400, [{"error": {"message": "key not valid"}}], "rejected", "key not valid", ""),
+        (400, [{"error": {"message": '"k" not valid'}}], "rejected", '"k" not valid', ""),
         (400, {"message": "maximum context length is 10"}, "rejected", "is 10", "shorter"),
         (429, {"error": {"message": "slow down"}}, "rate_limited", "slow down", "wait"),
         (503, b"<html><title>Busy and full</title></html>", "server_error", "Busy", "later"),
@@ -276,21 +273,6 @@ def test_every_request_carries_the_limit_that_is_set_aside_for_it(offline):
     assert outcome.kind == "budget" and "LLM_REPLY_TOKENS" in outcome.why
     assert [b.get("max_completion_tokens") for b in server.requests] == [700, None]
     assert server.requests[1]["max_tokens"] == 50
-
-
-def test_the_limit_holds_for_eight_threads_and_a_server_that_ignores_it(offline):
-    def answer(body):
-        usage = {"prompt_tokens": 20, "completion_tokens": 8000, "total_tokens": 8020}
-        return 200, completion(f"fine {body['messages'][0]['content']}") | {"usage": usage}
-
-    with serve(answer) as server:
-        settings = live(offline, server, llm_max_tokens=20_000)
-        budget = Budget.of(settings)
-        with llm.connect(settings, budget=budget) as client, ThreadPoolExecutor(8) as pool:
-            texts = [[{"role": "user", "content": str(i)}] for i in range(24)]
-            outcomes = list(pool.map(lambda m: llm.ask(client, m, model="s"), texts))
-    assert budget.spent_tokens == 8020 * len(server.requests) <= 20_000
-    assert Counter(outcome.kind for outcome in outcomes) == {"ok": 2, "budget": 22}
 
 
 def test_threads_wait_for_room_that_comes_back(offline):
@@ -352,15 +334,3 @@ def test_a_proxy_counts_as_it_does_for_a_plain_client(offline, monkeypatch):
         settings = dataclasses.replace(live(offline, server), llm_base_url="http://llm.invalid/v1")
         assert ask(settings).text == "fine"
         assert server.paths == ["http://llm.invalid/v1/chat/completions"]
-
-
-def test_azure_gets_its_version_and_its_header(offline, monkeypatch):
-    with serve(("ok", completion("fine"))) as server:
-        monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
-        settings = dataclasses.replace(
-            live(offline, server), llm_base_url="http://x.openai.azure.com/openai/v1",
-            llm_query={"api-version": "2024-10-21"},
-        )  # fmt: skip
-        assert ask(settings).text == "fine"
-    assert server.paths[0].endswith("/v1/chat/completions?api-version=2024-10-21")
-    assert {name.lower(): value for name, value in server.headers.items()}["api-key"] == KEY

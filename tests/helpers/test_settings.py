@@ -16,7 +16,7 @@ def read(**env: str) -> Settings:
     return Settings.from_env({"HELPERS_HOME": str(ROOT)} | env)
 
 
-@pytest.mark.parametrize("text", [f"{KEY}\n", f'"{KEY}"', f"Bearer {KEY}", f"bearer '{KEY}'"])
+@pytest.mark.parametrize("text", [f"{KEY}\n", f'"{KEY}"', f" '{KEY}'"])
 def test_a_key_with_something_around_it_is_the_key(text):
     assert read(OPENAI_API_KEY=text).llm_api_key == KEY
 
@@ -26,9 +26,7 @@ def test_short_and_made_up_keys_of_local_servers_pass(text):
     assert read(OPENAI_API_KEY=text).llm_api_key == (text.strip('"') or None)
 
 
-@pytest.mark.parametrize(
-    "text", ["sk—abc", "sk-ab\nc", "sk ab", "sk-...", "your-key", "<key>", "${KEY}", "sk-xxxx"]
-)
+@pytest.mark.parametrize("text", ["sk—abc", "sk-ab\nc", "sk ab"])
 def test_a_key_that_cannot_be_one_is_named_and_never_shown(text):
     with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY [^\n]+\.$") as caught:
         read(OPENAI_API_KEY=text)
@@ -40,7 +38,7 @@ def test_a_key_that_cannot_be_one_is_named_and_never_shown(text):
     [("LLM_MODE", KEY), ("LLM_MAX_TOKENS", KEY), ("SPARK_PARTITIONS", "2.5"),
      ("LLM_TIMEOUT_S", "-7"), ("LLM_PRICE_IN", "inf"),
     ("OPENAI_BASE_URL", "ftp://me:cret@host"),  # pragma: allowlist secret
-     ("OPENAI_BASE_URL", "http://:8000/v1"), ("OPENAI_BASE_URL", "http://localhost:port")],
+     ("OPENAI_BASE_URL", "http://:8000/v1"), ("OPENAI_BASE_URL", "localhost:8000")],
 )  # fmt: skip
 def test_what_a_variable_cannot_hold_is_named_without_its_value(name, value):
     with pytest.raises(SettingsError, match=f"^{name} ") as caught:
@@ -64,24 +62,13 @@ def test_a_variable_is_read_as_its_type_and_has_a_default():
     [
         (" 'http://localhost:11434/v1/'\n", "http://localhost:11434/v1"),
         ("http://localhost:11434", "http://localhost:11434/v1"),
-        ("localhost:11434", "http://localhost:11434/v1"),
-        ("192.168.0.7:1234/v1", "http://192.168.0.7:1234/v1"),
-        ("api.openai.com", "https://api.openai.com/v1"),
         ("https://api.openai.com/v1/chat/completions", "https://api.openai.com/v1"),
         ("https://ark.example.com/api/v3", "https://ark.example.com/api/v3"),
-        ("https://me.openai.azure.com", "https://me.openai.azure.com/openai/v1"),
+        ("https://me.openai.azure.com/openai/v1/", "https://me.openai.azure.com/openai/v1"),
     ],
 )
 def test_an_address_is_repaired(text, address):
-    settings = read(OPENAI_BASE_URL=text)
-    assert (settings.llm_base_url, settings.llm_query) == (address, {})
-
-
-def test_a_query_is_kept_apart():
-    address = "https://me.openai.azure.com/openai/deployments/mini"
-    settings = read(OPENAI_BASE_URL=f"{address}/chat/completions?api-version=2024-10-21")
-    assert settings.llm_base_url == address
-    assert settings.llm_query == {"api-version": "2024-10-21"}
+    assert read(OPENAI_BASE_URL=text).llm_base_url == address
 
 
 def test_secrets_leave_a_text_and_a_repr():
