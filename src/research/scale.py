@@ -1,10 +1,10 @@
-"""Ranking for many users: at once, in batches, and inside Spark; and what it will cost.
+"""Ranking for many users: at once and in batches; and what it will cost.
 
 :func:`rank_users` asks for several users at a time within the limits of the server and of a budget,
 and gives each ranking as it comes. An answer is on disk before it is given out, so that a job that
 was killed and is started again asks only for what is missing. :func:`write_batches` and
-:func:`import_batches` do the same through files of the Batch API, :func:`in_partitions` inside
-Spark. :class:`Cost` says beforehand what a job costs.
+:func:`import_batches` do the same through files of the Batch API. :class:`Cost` says beforehand
+what a job costs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import email.utils
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
-import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers import llm, outcomes, ranking
@@ -86,12 +85,6 @@ class Limits:
         for value in (self.requests, self.tokens, self.window_s):
             if value is not None and value <= 0:
                 raise SettingsError(f"A limit is {value}; it must be above 0.")
-
-    def split(self, parts: int) -> Limits:
-        """Return an equal share of the limits for each of ``parts`` clients at work together."""
-        requests = None if self.requests is None else self.requests // parts
-        tokens = None if self.tokens is None else self.tokens // parts
-        return Limits(requests, tokens, self.window_s)
 
 
 class Pace:
@@ -357,56 +350,6 @@ def import_batches(folder: Path, store: LocalStore) -> BatchReport:
         keys = json.loads(path.with_suffix(".users").read_text(encoding="utf-8"))
         again |= {int(user): report.again[key] for user, key in keys.items() if key in report.again}
     return BatchReport(imported, again)
-
-
-# --- Spark ----------------------------------------------------------------------------------------
-
-SPARK_SCHEMA = (
-    "userId long, movieIds array<long>, kind string, why string, repairs long, source string"
-)
-"""Columns of what :func:`in_partitions` gives, a row per user."""
-
-
-def in_partitions(
-    settings: Settings,
-    store: Path,
-    *,
-    partitions: int,
-    limits: Limits | None = None,
-    concurrency: int = 16,
-    **options: Any,
-) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
-    """Return the function for ``mapInPandas``; its result has the columns of :data:`SPARK_SCHEMA`.
-
-    The table has the columns ``userId``, ``shown`` (movieIds) and ``messages`` (JSON). Each of its
-    ``partitions`` has a client of its own with ``concurrency`` requests under way, and its share of
-    the limits and of the budget in ``settings``, which travel to the workers with the key inside. A
-    task that Spark runs again finds the answers of its first attempt in ``store``, on a disk that
-    all workers share.
-
-    Raises:
-        SettingsError: the limits are too small to be divided.
-    """
-    share = (limits or Limits()).split(partitions)
-    dollars = None if settings.llm_budget_usd is None else settings.llm_budget_usd / partitions
-    prices = settings.llm_price_in, settings.llm_price_out
-
-    def people(frames: Iterable[pd.DataFrame]) -> Iterator[ToRank]:
-        for frame in frames:
-            rows = zip(frame["userId"], frame["shown"], frame["messages"], strict=True)
-            for user, shown, messages in rows:
-                yield ToRank(int(user), [int(movie) for movie in shown], json.loads(messages))
-
-    def rank(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        budget = Budget(settings.llm_max_tokens // partitions, dollars, *prices)
-        job: Any = {"concurrency": concurrency, "limits": share, "budget": budget, **options}
-        with LocalStore(store) as opened:
-            results = rank_users(people(frames), settings, store=opened, progress=False, **job)
-            for rows in _groups(results, 500):
-                frame = pd.DataFrame([vars(row) for row in rows])
-                yield frame.rename(columns={"user": "userId", "order": "movieIds"})
-
-    return rank
 
 
 # --- cost -----------------------------------------------------------------------------------------

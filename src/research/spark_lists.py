@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from pyspark.ml.recommendation import ALSModel
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
 from helpers.candidates import NoCandidatesError, Remedy, best_rows, corrected_scores
@@ -103,16 +103,3 @@ def save_lists(
             "No user has a movie left that could be recommended: lower the minimum support."
         )
     return saved
-
-
-def read_lists(
-    spark: SparkSession,
-    folder: Path | str,
-    users: Iterable[int] | None = None,
-    *,
-    buckets: int = parquet.BUCKETS,
-) -> DataFrame:
-    """Return the saved candidates (:data:`LISTS_SCHEMA`), of some users or all, in no order."""
-    return parquet.read_table(
-        spark, folder, "candidates", LISTS_SCHEMA, users=users, buckets=buckets
-    )

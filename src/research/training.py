@@ -56,6 +56,19 @@ class Training:
         return 0.5 * (1 + np.cos(np.pi * (done - self.warm_up) / (1 - self.warm_up)))
 
 
+def kept_rows(path: Path, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return named arrays from the file ``path`` (npz), computed and written where it is missing.
+
+    Long jobs keep each finished part so, and go on after the last one when they are stopped.
+    """
+    if not path.is_file():
+        rows = compute()
+        with data.replacing(path) as fresh, fresh.open("wb") as file:
+            np.savez(file, **rows)
+    with np.load(path) as file:
+        return dict(file)
+
+
 def trainable(network: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that training may change."""
     return [weight for weight in network.parameters() if weight.requires_grad]

@@ -423,3 +423,20 @@ def test_training_begins_at_the_start_given(parts, seen, tmp_path):
     lonely = Interactions.of(pd.DataFrame({"userId": [1, 2], "movieId": [1, 4]}), ITEMS)
     with pytest.raises(ModelError, match="nothing to learn"):
         neural.train(lonely, parts.validation, config, tmp_path / "b.safetensors")
+
+
+def test_finished_parts_are_kept_and_a_failed_one_leaves_no_file(tmp_path):
+    path, calls = tmp_path / "part.npz", []
+
+    def compute():
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return {"7": np.arange(3.0)}
+
+    with pytest.raises(KeyboardInterrupt):
+        training.kept_rows(path, compute)
+    assert not path.exists()
+    for _ in range(2):
+        assert training.kept_rows(path, compute)["7"].tolist() == [0.0, 1.0, 2.0]
+    assert len(calls) == 2

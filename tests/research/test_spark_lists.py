@@ -8,8 +8,8 @@ import pytest
 
 from helpers.als import Factors
 from helpers.candidates import NoCandidatesError, Recommender, Remedy
-from research import spark_lists
-from research.spark_lists import read_lists, recommend_all, save_lists
+from research import parquet, spark_lists
+from research.spark_lists import LISTS_SCHEMA, recommend_all, save_lists
 
 
 def tables(spark, n_users: int, n_movies: int = 30, seed: int = 0):
@@ -94,7 +94,8 @@ def test_saved_lists_are_read_for_one_user(spark, tmp_path):
     files = list((tmp_path / "candidates").glob("bucket=*/*.parquet"))
     assert len(files) == 4  # the lists were not moved between machines again
     wanted = Recommender(factors, train, train).recommend([11], n=6)
-    got = read_lists(spark, tmp_path, [11], buckets=4).orderBy("rank").toPandas()
+    got = parquet.read_table(spark, tmp_path, "candidates", LISTS_SCHEMA, users=[11], buckets=4)
+    got = got.orderBy("rank").toPandas()
     pd.testing.assert_frame_equal(got, wanted, check_dtype=False, rtol=1e-5)
     with pytest.raises(NoCandidatesError, match="lower the minimum support"):
         none = recommend_all(model, ratings, ratings, 6, Remedy("all hidden", 999))

@@ -46,7 +46,10 @@ def main(folder: Path, watched: bool) -> None:
     remedy = candidates.Remedy("both", min_support=5, shrinkage=10.0)
     lists = spark_lists.recommend_all(model, parts[0], ratings, 20, remedy, buckets=BUCKETS)
     saved = spark_lists.save_lists(lists, folder / "lists", buckets=BUCKETS)
-    table = spark_lists.read_lists(spark, folder / "lists", buckets=BUCKETS).toPandas()
+    stored = parquet.read_table(
+        spark, folder / "lists", "candidates", spark_lists.LISTS_SCHEMA, buckets=BUCKETS
+    )
+    table = stored.toPandas()
     table.sort_values(["userId", "rank"]).to_csv(folder / "lists.csv", index=False)
     found = {
         "split": [part.count() for part in parts],

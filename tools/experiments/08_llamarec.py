@@ -24,7 +24,7 @@ from tqdm import tqdm
 from helpers import data, metrics
 from helpers.releases import sha256
 from helpers.settings import Settings
-from research import llamarec, neural
+from research import llamarec, neural, training
 from research import verbalizer_torch as vt
 from research.language_model import load_adapter, save_adapter
 from research.llamarec import Requests
@@ -106,12 +106,12 @@ class Experiment:
 
 def kept(path: Path, label: str, requests: Requests, logs: Callable[[], Iterator]) -> dict:
     """Return each user's log-probabilities from ``path``, computed first where it is missing."""
-    if not path.is_file():
-        rows = dict(tqdm(logs(), desc=label, total=len(requests), mininterval=30))
-        with data.replacing(path) as fresh, fresh.open("wb") as file:
-            np.savez(file, **{str(user): row for user, row in rows.items()})
-    with np.load(path) as file:
-        return {int(user): file[user] for user in file.files}
+
+    def compute() -> dict[str, np.ndarray]:
+        rows = tqdm(logs(), desc=label, total=len(requests), mininterval=30)
+        return {str(user): row for user, row in rows}
+
+    return {int(user): row for user, row in training.kept_rows(path, compute).items()}
 
 
 def row_of(table: pd.DataFrame, **facts: object) -> dict[str, object]:

@@ -23,6 +23,7 @@ from research import adapting, questions
 from research.adapting import CrossEncoder, Model, scores_after
 from research.language_model import Prompt, Schedule, save_adapter, teach
 from research.questions import LIKED, Course, Question, about_genre, beside, short, worded
+from research.training import kept_rows
 
 STEPS = 3  # the last items of each training history, which training questions ask about
 QUESTIONS = 96  # that each training reads, once
@@ -99,13 +100,13 @@ class Work:
 
         ``answer`` returns how many numbers were trained, and the log-probabilities of each prompt.
         """
-        path = self.settings.cache_dir / "adapting" / f"{name}.npz"
-        if not path.is_file():
+
+        def compute() -> dict[str, np.ndarray]:
             trained, rows = answer()
-            with data.replacing(path) as fresh, fresh.open("wb") as file:
-                np.savez(file, rows=np.array(rows), trained=trained)
-        with np.load(path) as file:
-            table = placed(asked, file["rows"]).assign(trained=int(file["trained"]))
+            return {"rows": np.array(rows), "trained": np.array(trained)}
+
+        found = kept_rows(self.settings.cache_dir / "adapting" / f"{name}.npz", compute)
+        table = placed(asked, found["rows"]).assign(trained=int(found["trained"]))
         print(f"{name}: place {table['place'].mean():.2f}, loss {table['loss'].mean():.3f}, "
               f"{time.process_time() / 60:.0f} minutes", flush=True)  # fmt: skip
         return table
