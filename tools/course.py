@@ -1,18 +1,25 @@
 """Commands of the course, each as ``python tools/course.py NAME``.
 
-``run`` executes the core notebooks and prints the ranked list; ``app`` serves the page of notebook
-05's app; ``slides`` and ``copies`` write slides of 01 to 06 and notebooks for live coding;
-``forget`` deletes stored LLM replies. For authors: ``execute`` runs notebooks in place and saves
-clean outputs, ``tidy`` strips noise, ``stamp`` writes navigation bars and the repository's address,
-``batch`` exports unanswered LLM requests, imports their answers, and keeps them as JSON Lines.
+``run`` executes the core notebooks and prints the ranked list; ``lab`` opens copies in
+JupyterLab; ``app`` serves the page of notebook 05's app; ``slides`` and ``copies`` write slides and
+notebooks for live coding; ``forget`` deletes stored LLM replies. For authors: ``execute`` runs
+notebooks in place and saves clean outputs, ``tidy`` strips noise, ``stamp`` writes navigation bars
+and the repository's address, ``batch`` exports unanswered LLM requests, imports their answers, and
+keeps them as JSON Lines.
 """
 
 from __future__ import annotations
 
+import bootstrap  # noqa: F401  # where packages are missing it sets them up and goes on there
+
+# isort: split
 import argparse
 import asyncio
 import contextlib
+import hashlib
+import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +31,10 @@ import nbformat
 import pandas as pd
 import publish
 import slides
+from jupyterlab_server.workspaces_handler import WorkspacesManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat.sign import NotebookNotary
 from tqdm import tqdm
 
 from helpers import data, llm, replies
@@ -35,6 +44,7 @@ from research import scale
 
 RANKED_LIST = "05_ranked_list.csv"
 APP_PAGE = Path(__file__).with_name("app.ipynb")
+LAB_SETTINGS = Path(__file__).with_name("lab")
 CELL_TIMEOUT_S = 1200
 # What Jupyter, VS Code, Colab and kernels note about a cell; tags, slides and source_hidden stay.
 KERNEL = {  # as JupyterLab writes it, so that opening a notebook changes nothing
@@ -148,6 +158,54 @@ def app_command(options: Sequence[str] = ()) -> list[str]:
     return [sys.executable, "-m", "voila", str(APP_PAGE), "--Voila.strip_sources=True", *options]
 
 
+def refresh_copies(settings: Settings) -> Path:
+    """Bring the copies in ``work`` up to date and return the folder; what was changed there stays.
+
+    ``.course.json`` keeps what was written there, so that a change can be told. Saving a notebook
+    without running it is none: JupyterLab then writes no more than its Python's version.
+    """
+    course, folder = settings.root / "notebooks", settings.root / "work"
+    record = folder / ".course.json"
+    written: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    older, notary = [], NotebookNotary()
+    for path in [*notebooks(settings), *appendices(settings)]:
+        name = path.relative_to(course).as_posix()
+        copy, now = folder / name, _digest(path)
+        if copy.exists() and _digest(copy) not in (now, written.get(name)):
+            older += [name] if written.get(name) != now else []
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        notary.sign(nbformat.read(copy, as_version=4))  # else its pictures show only once it ran
+        written[name] = now
+    record.write_text(json.dumps(written, indent=0))
+    if older:
+        print(f"Changed by you, so kept, though older than the course: {', '.join(older)}. "
+              "Delete or rename a copy to get the new one.")  # fmt: skip
+    return folder
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(re.sub(rb'"version": "3[.\d]+"', b"", path.read_bytes())).hexdigest()
+
+
+def lab_command(settings: Settings, options: Sequence[str] = ()) -> list[str]:
+    """Return the command that opens JupyterLab on the copies, its table of contents beside them."""
+    folder = refresh_copies(settings)
+    places = WorkspacesManager(str(folder / ".lab"))  # not those of the learner's own projects
+    if not places.load("default")["data"]:
+        left = {"visible": True, "collapsed": False, "current": "@jupyterlab/toc:plugin",
+                "widgets": ["@jupyterlab/toc:plugin"]}  # fmt: skip
+        layout = {"left": left, "relativeSizes": [0.2, 0.8, 0]}
+        first = {"data": {"layout-restorer:data": layout}, "metadata": {"id": "default"}}
+        places.save("default", json.dumps(first))
+    return [
+        sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={settings.root}",
+        f"--LabApp.workspaces_dir={folder / '.lab'}", f"--LabApp.app_settings_dir={LAB_SETTINGS}",
+        f"--LabApp.default_url=/lab/tree/work/{notebooks(settings)[0].name}", *options,
+    ]  # fmt: skip
+
+
 def open_app(settings: Settings) -> int:
     """Serve the app's page (Voila); notebooks 02 and 03 run first if they never did."""
     dataset = data.locate(settings)
@@ -160,17 +218,18 @@ def open_app(settings: Settings) -> int:
 
 
 def write_slides(settings: Settings) -> int:
-    """Write the slides of notebooks 01 to 06 into ``docs-build/slides``."""
-    target = settings.root / "docs-build" / "slides"
+    """Write the slides of notebooks 01 to 06 into ``build/slides``."""
+    target = settings.root / "build" / "slides"
     slides.write_slides(notebooks(settings)[:6], target)
     print(f"The slides are in {target}/ (reveal.js comes from the network when they open).")
     return 0
 
 
 def write_copies(settings: Settings) -> int:
-    """Write notebooks without outputs and solutions into ``live``."""
-    slides.write_live_copies(notebooks(settings), settings.root / "live")
-    print(f"The notebooks for live coding are in {settings.root / 'live'}/.")
+    """Write notebooks without outputs and solutions into ``build/live``."""
+    target = settings.root / "build" / "live"
+    slides.write_live_copies(notebooks(settings), target)
+    print(f"The notebooks for live coding are in {target}/.")
     return 0
 
 
@@ -287,7 +346,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     running = add("run", lambda s, o: run(s, o.first, o.last, o.output))
     running.add_argument("--from", dest="first", default="01")
     running.add_argument("--to", dest="last", default="05")
-    running.add_argument("--output", type=Path, default=Path("executed"))
+    running.add_argument("--output", type=Path, default=Path("build/executed"))
+    add("lab", lambda s, o: subprocess.run(lab_command(s, o.options)).returncode).add_argument(
+        "options", nargs=argparse.REMAINDER, help="what JupyterLab itself takes"
+    )
     for name, action in {"app": open_app, "slides": write_slides, "copies": write_copies,
                          "forget": forget, "stamp": stamp}.items():  # fmt: skip
         add(name, lambda s, _, action=action: action(s))
