@@ -44,9 +44,7 @@ def spark() -> str:
         with tempfile.TemporaryDirectory() as folder:
             rows.write.parquet(f"{folder}/x")
     except Exception:
-        raise UserWarning(
-            "it cannot write (on Windows: winutils), no notebook asks it to"
-        ) from None
+        raise UserWarning("it cannot write (Windows: winutils); no notebook asks it to") from None
     return "it starts, counts and writes"
 
 
