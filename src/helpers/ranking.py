@@ -65,7 +65,7 @@ class Repairs:
     @property
     def total(self) -> int:
         """All corrections together."""
-        return self.unknown + self.repeated + self.missing + self.damage
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,8 @@ class Ranking:
 
 
 def letters(n: int) -> list[str]:
-    """Return ``n`` labels: A to Z, then AA, AB and so on."""
-    lengths = (itertools.product(ascii_uppercase, repeat=length) for length in itertools.count(1))
-    return ["".join(label) for label in itertools.islice(itertools.chain.from_iterable(lengths), n)]
+    """Return ``n`` labels, at most 702: A to Z, then AA, AB and so on."""
+    return [*ascii_uppercase, *map("".join, itertools.product(ascii_uppercase, repeat=2))][:n]
 
 
 def settle(
@@ -121,7 +120,7 @@ def read_ranking(
 ) -> Ranking:
     """Read an answer that names ``n`` candidates by letter, or by title where ``titles`` are given.
 
-    ``fallback`` is the retriever's order of the positions (default: 0, 1, 2, ...). A letter beside
+    ``fallback`` is the retriever's order of the positions (default: 0, 1, 2, ...). A letter with
     the title of another candidate is unknown.
     """
     back = list(range(n)) if fallback is None else list(fallback)
@@ -130,65 +129,34 @@ def read_ranking(
     answer = answers.read(text, NamedRanking)
     if answer.value is None:
         return failed(n, answer.why, back)
-    place = {label.lower(): position for position, label in enumerate(letters(n))}
     titled = _titled(titles or ())
     picks, reasons = [], {}
     for item in answer.value.ranking:
         item = item if isinstance(item, dict) else {"letter": item}
         fields = {str(key).lower(): str(value) for key, value in item.items()}
         named = [fields[name] for name in _NAMES if name in fields]
-        pick = _pick(": ".join(named), place, titled)
+        pick = _pick(": ".join(named), n, titled)
         picks.append(pick)
         if pick is not None and fields.get("reason"):
             reasons.setdefault(pick, " ".join(fields["reason"].split())[:300])
     return settle(picks, n, reasons, back, answer.repairs)
 
 
-def read_title_list(
-    text: str | None, titles: Sequence[str], fallback: Sequence[int] | None = None
-) -> Ranking:
-    """Read a numbered list of titles, the answer to the article's prompt.
-
-    A line counts when it begins with a candidate's title; of several lists the last one that names
-    enough.
-    """
-    n = len(titles)
-    back = list(range(n)) if fallback is None else list(fallback)
-    titled, lists, last = _titled(titles), [], 0
-    for number, line in _NUMBERED.findall(answers.final_text(text or "") or ""):
-        if not lists or int(number) < last:
-            lists.append([])
-        last, places = int(number), _leading(_plain(line), titled)
-        lists[-1].append(min(places) if len(places) == 1 else None)
-    rankings = [settle(picks, n, {}, back) for picks in lists]
-    usable = [ranking for ranking in rankings if not ranking.failed]
-    return (usable or rankings or [failed(n, "the answer holds no numbered list", back)])[-1]
-
-
 _NAMES = ("letter", "label", "candidate", "title", "movie")
-_NUMBERED = re.compile(r"^[\s#*]*(\d{1,3})\s*[.):]\s*(.*)", re.MULTILINE)
 _LETTER = re.compile(
     r"(?:candidate |letter |movie )?[(\[]?([a-z]{1,2})[)\].]?(?:(?: ?[:|]| -) ?(.*))?"
 )
 
 
-def _pick(name: str, place: Mapping[str, int], titled: Mapping[str, set[int]]) -> int | None:
+def _pick(name: str, n: int, titled: Mapping[str, set[int]]) -> int | None:
     """Return the position of "C", "C: Title" or "Title"; ``None`` if unknown or ambiguous."""
-    name = _plain(name[:400])
+    name, labels = _plain(name[:400]), letters(n)
     match = _LETTER.fullmatch(name)
-    if match is None or match[1] not in place:
+    if match is None or match[1].upper() not in labels:
         places = titled.get(name, set())
         return min(places) if len(places) == 1 else None
-    pick, beside = place[match[1]], match[2] or ""
-    places = _leading(beside, titled)
-    other = places or (titled and re.search(r"\(\d{4}\)", beside))  # the title of no candidate
-    return None if other and pick not in places else pick
-
-
-def _leading(text: str, titled: Mapping[str, set[int]]) -> set[int]:
-    """Return the positions of the longest title that ``text`` begins with."""
-    names = [n for n in titled if text.startswith(n) and not text[len(n) :][:1].isalnum()]
-    return titled[max(names, key=len)] if names else set()
+    pick = labels.index(match[1].upper())
+    return pick if pick in titled.get(match[2] or "", {pick}) else None
 
 
 def _plain(text: str) -> str:
@@ -220,7 +188,6 @@ def blend(retriever: Sequence[int], llm: Sequence[int], weight: float) -> list[i
         raise ValueError("Both orders must hold the same items, each once.")
     if not 0 <= weight <= 1:
         raise ValueError(f"weight is {weight}; it lies between 0 (retriever) and 1 (LLM).")
-    first = {item: rank for rank, item in enumerate(retriever)}
-    second = {item: rank for rank, item in enumerate(llm)}
+    places = {i: (1 - weight) * retriever.index(i) + weight * llm.index(i) for i in retriever}
     # Rounded, so that 0.3 + 0.6 and 0.9 tie; sorted() keeps the retriever's order of ties.
-    return sorted(retriever, key=lambda i: round((1 - weight) * first[i] + weight * second[i], 9))
+    return sorted(retriever, key=lambda item: round(places[item], 9))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from helpers import answers, llm, prompts, replies
+from helpers import answers, prompts, replies
 from helpers.ranking import LetterRanking, RankingReply
 from research import bias
 from research.paradigm_prompts import CitedRanking, NamedMovies, Queries
@@ -25,35 +25,26 @@ DRAFT = 'First idea: ["A", "B", "C"]. No, E is best.'
      'First ["A", "B", "C"]. Final: ["E", "D", "C"]', f"```json\n{GOOD}\n```", f"```json\n{GOOD}",
      f"Sure [of it] {{I am}}!\n{GOOD}\nEnjoy [REC] (2007) {{}} [].", "\ufeff" + GOOD,
      f'The "fav" 5" screen [sic: {GOOD}', json.dumps(LetterRanking.model_json_schema()) + GOOD,
-     GOOD.replace("ranking", "Ranking"), '{"sure": 0.9, "ranking": ["E", "D", "C"]}'],
+     '{"sure": 0.9, "ranking": ["E", "D", "C"]}'],
 )  # fmt: skip
 def test_what_stands_around_an_answer_is_dropped_without_a_repair(text):
     assert answers.read(text, LetterRanking) == answers.Answer(
         LetterRanking.model_validate_json(GOOD)
     )
-    plain = answers.read(text, llm.response_format(LetterRanking))
+    plain = answers.read(text, LetterRanking.model_json_schema())
     assert plain.value["ranking"] == ["E", "D", "C"] and plain.repairs == 0
 
 
 @pytest.mark.parametrize(
-    ("text", "repairs"),
-    [(GOOD.replace("]", ",]"), 1), (GOOD.replace('"', "'"), 1), (GOOD.replace('"', "“"), 1),
-     (GOOD.replace('"ranking"', "ranking"), 1), (GOOD.replace("]}", "}"), 1), (GOOD[:-1], 1),
-     (GOOD[:-2], 1), (GOOD[:-2] + ",", 1), (GOOD[:-2] + ', "A', 1), ('["E", "D", "C", "A', 1),
-     (f'["A"] was a draft. {GOOD[:-2]}, "B', 1), ("['E', 'D', 'C', 'A", 2),
-     (f"```json\n{GOOD[:-2]},\n```\nThe rest follows.", 1)],
+    "text",
+    [GOOD.replace("]", ",]"), GOOD.replace('"', "'"), "{“ranking”: [“E”, “D”, “C”]}", GOOD[:-1],
+     GOOD[:-2],
+     GOOD.replace('"ranking"', "ranking"), GOOD.replace("]}", "}"), GOOD[:-2] + ",", GOOD[:-3],
+     f"```json\n{GOOD[:-2]},\n```\nThe rest follows.", f'["A"] was a draft. {GOOD[:-2]}'],
 )  # fmt: skip
-def test_small_damage_and_a_cut_end_are_repaired_and_counted(text, repairs):
-    expected = answers.Answer(LetterRanking.model_validate_json(GOOD), repairs)
+def test_small_damage_and_a_cut_end_are_repaired_and_counted(text):
+    expected = answers.Answer(LetterRanking.model_validate_json(GOOD), 1)
     assert answers.read(text, LetterRanking) == expected
-
-
-def test_an_item_that_was_cut_is_left_out():
-    text = '{"ranking": [{"letter": "B", "reason": "x [y]"}, {"letter": "A", "reason": "a, [b] c'
-    assert [item.letter for item in answers.read(text, RankingReply).value.ranking] == ["B"]
-    claim = '{"name": "x", "movie_ids": [1, 2'
-    cut = f'{{"summary": "s", "genres": [], "eras": [], "themes": [], "dislikes": [{claim}'
-    assert answers.read(cut, prompts.Profile).value is None
 
 
 @pytest.mark.parametrize(
@@ -62,7 +53,7 @@ def test_an_item_that_was_cut_is_left_out():
      ("I like [A, B, C] and {E}", "no JSON"), ("I love [this list: B, A, C", "no JSON"),
      ('{"excluded": ["E", "D", "C"]}', "ranking"), (f'{{"draft": {GOOD}}}', "ranking"),
      (f'{GOOD} No: ["A", "B", "C"]', "another list"), ('{"ranking": "E"}', "ranking"),
-     ('{"ranking": [', "no JSON"), ("3", "no JSON"), ('{"ranking": ' + "[" * 3000, "no JSON")],
+     ("3", "no JSON"), ('{"ranking": ' + "[" * 3000, "no JSON")],
 )  # fmt: skip
 def test_what_is_no_answer_or_two_answers_is_not_guessed(text, why):
     got = answers.read(text, LetterRanking)
