@@ -91,7 +91,7 @@ from helpers.settings import versions  # missing? Say "make lab" or pip install 
 def write_set_up(notebook: nbformat.NotebookNode, address: str | None) -> None:
     """Renew the beginning of the set-up cell; its outputs and count stay.
 
-    The extra to install is the one that the opening asks for (``pip install -e '.[...]'``).
+    The extra to install is the one that the opening asks for (``pip install -e ".[...]"``).
 
     Raises:
         PublishError: there is no set-up cell, or it prints no ``versions``.
@@ -99,7 +99,7 @@ def write_set_up(notebook: nbformat.NotebookNode, address: str | None) -> None:
     cells = [c for c in notebook.cells if "setup" in c.metadata.get("tags", [])]
     if len(cells) != 1 or SET_UP_ENDS not in cells[0].source:
         raise PublishError(f"One cell tagged 'setup' is wanted, that has {SET_UP_ENDS!r}.")
-    extra = re.search(r"pip install -e '\.\[([\w,]+)\]'", notebook.cells[0].source)
+    extra = re.search(r'pip install -e "\.\[([\w,]+)\]"', notebook.cells[0].source)
     own_part = cells[0].source[cells[0].source.index(SET_UP_ENDS) :]
     cells[0].source = set_up(address, extra[1] if extra else "") + own_part
 

@@ -80,7 +80,7 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
         except Exception as error:  # its text may hold a token
             raise SparkStartError(
                 f"No session on the Spark Connect server ({type(error).__name__}): start it, "
-                "correct SPARK_REMOTE, or run pip install -e '.[scale]'."
+                'correct SPARK_REMOTE, or run pip install -e ".[scale]".'
             ) from None
     check_java()
     builder = builder.config(map=process_options(settings)).master(settings.spark_master)

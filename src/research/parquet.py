@@ -1,16 +1,20 @@
 """Tables with users as Parquet, partitioned by a bucket of users: ``userId % buckets``.
 
 Reading one user opens one bucket's files. A folder is written beside its place and takes it by a
-rename, so a write that is cut short leaves the old tables.
+rename, so a write that is cut short leaves the old tables. pyarrow writes, where the rows are:
+Spark's own writer needs a part of Hadoop on Windows (winutils).
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import namedtuple
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
@@ -25,6 +29,35 @@ def bucketed(table: DataFrame, buckets: int) -> DataFrame:
     """Put the rows of each bucket of users into one partition, its number in ``bucket``."""
     bucket = F.pmod("userId", F.lit(buckets)).cast("int")
     return table.withColumn("bucket", bucket).repartitionById(buckets, "bucket")
+
+
+def write(table: DataFrame, folder: Path) -> int:
+    """Write a table into a new folder and return its rows; a ``bucket`` is a folder in it.
+
+    A partition becomes one file, so it must not hold rows of two buckets.
+    """
+    folder.mkdir(parents=True)
+    by_bucket = "bucket" in table.columns
+
+    def save(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        context = TaskContext.get()
+        number = context.partitionId() if context else 0
+        place, writer, rows = folder, None, 0
+        for batch in batches:
+            if by_bucket and batch.num_rows:
+                place = folder / f"bucket={batch['bucket'][0]}"
+            batch = batch.drop_columns(["bucket"]) if by_bucket else batch
+            if writer is None:
+                place.mkdir(parents=True, exist_ok=True)
+                writer = pq.ParquetWriter(place / f"part-{number:05d}.parquet", batch.schema)
+            writer.write_batch(batch)
+            rows += batch.num_rows
+        if writer:
+            writer.close()
+        yield pa.RecordBatch.from_pydict({"rows": [rows]})
+
+    written = table.mapInArrow(save, "rows bigint").agg(F.sum("rows").alias("rows")).collect()
+    return written[0]["rows"] or 0
 
 
 def write_folder(
@@ -43,13 +76,9 @@ def write_folder(
     shutil.rmtree(fresh, ignore_errors=True)
     rows = {}
     for name, table in tables.items():
-        path = _address(fresh / name)
         if "userId" in table.columns:
-            ordered = bucketed(table, buckets).sortWithinPartitions("bucket", *order)
-            ordered.write.partitionBy("bucket").parquet(path)
-        else:
-            table.coalesce(1).write.parquet(path)
-        rows[name] = table.sparkSession.read.schema(table.schema).parquet(path).count()
+            table = bucketed(table, buckets).sortWithinPartitions("bucket", *order)
+        rows[name] = write(table, fresh / name)
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         place.rename(old)

@@ -1,6 +1,6 @@
 """What every training of a small model shares: the loop, the files of weights, the errors.
 
-Needs PyTorch (``pip install -e '.[llamarec]'``), as do all modules that import this one.
+Needs PyTorch (``pip install -e ".[llamarec]"``), as do all modules that import this one.
 """
 
 from __future__ import annotations
