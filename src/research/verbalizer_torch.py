@@ -103,7 +103,7 @@ def small_tokenizer(titles: Sequence[str], letters: int = CANDIDATES) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
 
 
-def small(
+def small_ranker(
     titles: Sequence[str],
     *,
     hidden: int = 128,

@@ -41,7 +41,9 @@ def network():
 
 
 def tuned(rank=8, **options):
-    return vt.small(NAMES, **{"hidden": 32, "layers": 2, "heads": 2, **options}).with_lora(rank)
+    return vt.small_ranker(NAMES, **{"hidden": 32, "layers": 2, "heads": 2, **options}).with_lora(
+        rank
+    )
 
 
 def example(seed, n=20):
@@ -173,7 +175,10 @@ def test_a_state_of_another_training_or_a_damaged_one_is_refused(tmp_path):
 
 
 def test_it_learns_what_it_is_asked():
-    ranker, asked = vt.small(NAMES, hidden=32, layers=2, heads=2), [example(s) for s in range(2)]
+    ranker, asked = (
+        vt.small_ranker(NAMES, hidden=32, layers=2, heads=2),
+        [example(s) for s in range(2)],
+    )
     losses = [loss for _, loss in llamarec.train(ranker, asked, until=400)]
     assert losses[-1] < losses[0] - 2
 
@@ -182,7 +187,7 @@ def test_it_learns_what_it_is_asked():
 
 
 def test_letters_and_titles_are_read_from_whole_passes():
-    ranker = vt.small(NAMES, hidden=32, layers=2, heads=2)
+    ranker = vt.small_ranker(NAMES, hidden=32, layers=2, heads=2)
     requests = {user: ([], example(user, n=6)) for user in (3, 8)}
     logs = dict(llamarec.letter_logs(ranker, requests))
     for user, (_, question) in requests.items():
@@ -238,7 +243,7 @@ def test_an_adapter_of_another_base_is_refused_and_changes_nothing(tmp_path):
     language_model.save_adapter(tuned(), path, "a test")
     named, wide, deep = tuned(), tuned(hidden=64), tuned(layers=3)
     named.name = "folder/other.gguf"
-    plain = vt.small(NAMES, hidden=32, layers=2, heads=2)
+    plain = vt.small_ranker(NAMES, hidden=32, layers=2, heads=2)
     cases = [(named, r"adapts the small model \(2 layers.*this is other\.gguf \(2 layers of width"),
              (wide, "of width 32.*of width 64"), (deep, "2 layers.*3 layers"),
              (tuned(rank=4), "other matrices"), (plain, "other matrices")]  # fmt: skip

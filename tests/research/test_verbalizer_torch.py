@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def tiny():
-    return vt.small(TITLES, hidden=32, layers=2, heads=2, letters=6)
+    return vt.small_ranker(TITLES, hidden=32, layers=2, heads=2, letters=6)
 
 
 def example(seed, n=6, history=5):
@@ -151,7 +151,7 @@ def test_a_bad_base_model_is_one_clear_sentence(tmp_path, monkeypatch):
 
 
 def test_a_saved_model_is_a_base_model_like_any_other(tiny, tmp_path):
-    letters = vt.small(TITLES, hidden=32, layers=1, heads=2)
+    letters = vt.small_ranker(TITLES, hidden=32, layers=1, heads=2)
     letters.model.save_pretrained(tmp_path / "mine")
     letters.tokenizer.save_pretrained(tmp_path / "mine")
     assert Settings.from_env({"LLAMAREC_BASE_MODEL": " x "}).llamarec_base_model == "x"

@@ -131,7 +131,7 @@ def bench_llm(_dataset: data.Dataset) -> list[Comparison]:
 def bench_one_token(dataset: data.Dataset) -> list[Comparison]:
     """A ranking read from one token, beside the list of titles that the same model would write."""
     torch.set_num_threads(1)  # then the clock is the processor time of this process
-    ranker = vt.small(sorted(set(data.load_pandas(dataset, "movies")["title"])))
+    ranker = vt.small_ranker(sorted(set(data.load_pandas(dataset, "movies")["title"])))
     (row,) = vt.efficiency(ranker, (TITLE_TOKENS,), repeats=9).to_dict("records")
     return [
         ("one token, beside a generated list", row["one_pass_s"], row["list_s"]),
