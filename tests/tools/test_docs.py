@@ -175,10 +175,13 @@ def test_the_readme_is_one_screen_and_promises_what_make_run_takes():
 @pytest.mark.parametrize("total", [60, 120, 180])
 def test_a_plan_adds_up_and_each_slot_to_its_sections(total):
     plan = part(TEACHING, f"## {total} minutes")
-    slots = re.findall(r"^\| (\d+) \| (.*?) \| .*? \| (.*?) ?\|$", plan, re.MULTILINE)
-    assert len(slots) >= 7 and sum(int(minutes) for minutes, *_ in slots) == total
-    for minutes, where, plan_b in slots:
-        assert plan_b or where == "break"
+    slots = re.findall(r"^\| (\d:\d\d) \| (\d+) \| (.*?) \| .*? \| (.+?) \|$", plan, re.MULTILINE)
+    assert len(slots) == len(re.findall(r"^\| \d", plan, re.MULTILINE)) >= 7
+    assert sum(int(minutes) for _, minutes, *_ in slots) == total
+    clock = 0
+    for start, minutes, where, _ in slots:
+        assert start == f"{clock // 60}:{clock % 60:02d}"
+        clock += int(minutes)
         if listed := re.match(r"\[(\d\d)\]\([^)]*\), sections? ([\d, and]+)$", where):
             (path,) = (path for path in NOTEBOOKS if path.name.startswith(listed[1]))
             taught = dict(
