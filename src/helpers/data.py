@@ -139,7 +139,6 @@ def load_pandas(dataset: Dataset, table: str) -> pd.DataFrame:
     Raises DataError where a column is missing or a value does not belong there.
     """
     text = _read(dataset, table)
-    text = text[(text != "").any(axis="columns")]  # no blank lines
     forms = {name: VALUE_FORMS.get(name, VALUE_FORMS[kind]) for name, kind in TABLES[table].items()}
     for name, (_, pattern) in forms.items():
         _refuse(table, text[name], text[name].str.fullmatch(pattern))
@@ -153,7 +152,7 @@ def _read(dataset: Dataset, table: str, nrows: int | None = None) -> pd.DataFram
     try:
         text = pd.read_csv(
             path, nrows=nrows, dtype="string[pyarrow]", keep_default_na=False, index_col=False,
-            skip_blank_lines=False, encoding="utf-8-sig",
+            encoding="utf-8-sig",
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise DataError(f"{path.name} cannot be read: {str(error).strip()}.") from None

@@ -20,8 +20,6 @@ SHA256 = {
     "tags.csv": "92a9f8bb7916dceef6151209845788c3643f794dfa79d1feaec7121b5960399d",
 }
 FILES = tuple(SHA256)
-IN_OTHER_FORMATS = {"u.data": "ml-100k", "ratings.dat": "ml-1m or ml-10m"}
-"""Files by which releases are known that have no CSV files."""
 
 
 class DataError(ValueError):
@@ -75,16 +73,10 @@ def find(folder: Path, source: str) -> Path:
     """
     if not folder.is_dir():
         raise DataError(f"{source} names a folder that does not exist: {folder}.")
-    places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    for place in places:
+    for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
         if all((place / name).is_file() for name in FILES):
             return place
-    wanted = ", ".join(FILES)
-    for name, release in IN_OTHER_FORMATS.items():
-        if any((place / name).is_file() for place in places):
-            raise DataError(
-                f"The folder found by {source} holds {name} of {release}, which has another "
-                f"format: the course reads {wanted}, the files of ml-latest-small, ml-latest, "
-                "ml-20m, ml-25m and ml-32m."
-            )
-    raise DataError(f"The folder found by {source} lacks a file; wanted are {wanted}.")
+    raise DataError(
+        f"The folder found by {source} lacks a file; wanted are {', '.join(FILES)}, the format of "
+        "ml-latest-small, ml-latest, ml-20m, ml-25m and ml-32m."
+    )

@@ -35,16 +35,9 @@ class SparkStartError(RuntimeError):
 class SparkClosedError(RuntimeError):
     """A session that :func:`close_spark` has closed, or a table of it, was used again."""
 
-    def _render_traceback_(self) -> list[str]:  # what IPython shows
-        return [f"{type(self).__name__}: {self}"]
 
-
-def install_line() -> str:
-    """Return the command that installs a suitable Java on this system."""
-    conda = "conda install -c conda-forge openjdk=17"
-    apt = "sudo apt-get install openjdk-17-jre-headless"
-    linux = apt if shutil.which("apt-get") else conda
-    return {"Darwin": "brew install openjdk@17", "Linux": linux}.get(platform.system(), conda)
+INSTALL = {"Darwin": "brew install openjdk@17", "Linux": "sudo apt-get install openjdk-17-jre"}
+"""Lines that install a suitable Java; conda has one for every system."""
 
 
 def check_java() -> JavaInfo:
@@ -58,12 +51,12 @@ def check_java() -> JavaInfo:
     if path:
         done = subprocess.run([path, "-version"], capture_output=True, text=True)
         number = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
-        version = number[1] if number else ""
-        why = f"Java {version}" if version else start_fault(done.stderr + done.stdout)
-        fault = f"{path} does not suit Spark ({why})"
+        version = number[1] if number else "of an unknown version"
+        fault = f"{path} does not suit Spark (Java {version})"
     if path and version in ("17", "21"):
         return JavaInfo(int(version), path)
-    raise JavaError(f"{fault}: install Java 17 with '{install_line()}', or set JAVA_HOME to one.")
+    line = INSTALL.get(platform.system(), "conda install -c conda-forge openjdk=17")
+    raise JavaError(f"{fault}: install Java 17 with '{line}', or set JAVA_HOME to one.")
 
 
 def get_spark(settings: Settings | None = None) -> SparkSession:
@@ -185,10 +178,7 @@ def _refuse(*_: object, **__: object) -> None:
 
 
 def start_fault(text: str) -> str:
-    """Return the line of a JVM's output that says why it did not start, or an empty string."""
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if not re.match(r"at |WARN|Picked up|Error occurred", line)]
-    for sign in ("Caused by: ", r"\w(Exception|Error)\b", "(?i)invalid|multiple|not |error|fail"):
-        if fitting := [line for line in lines if re.search(sign, line)]:
-            return fitting[-1 if sign[0] == "C" else 0].removeprefix("Caused by: ").rstrip(".")
-    return ""
+    """Return the first line of a JVM's output that says why it did not start, or ""."""
+    signs = r"Exception: |Error: |Could not|Invalid|must"
+    lines = (line.strip().rstrip(".") for line in text.splitlines())
+    return next((line for line in lines if re.search(signs, line)), "")

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import ROOT
 from helpers import spark as spark_module
-from helpers.spark import JavaError, check_java, start_fault
+from helpers.spark import JavaError, check_java
 
 
 def run(code: str, home: Path = ROOT, **variables: str) -> str:
@@ -41,23 +41,6 @@ def test_a_wrong_or_missing_java_is_one_sentence_with_the_install_line(tmp_path,
     monkeypatch.setattr(spark_module.shutil, "which", lambda *_, **__: None)
     with pytest.raises(JavaError, match="Java was not found: install"):
         check_java()
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("WARNING: an error\nInvalid maximum heap size: -Xmx1z\nError: no JVM.", "Invalid maximum"),
-        ("Error occurred during initialization of VM\nCould not reserve enough space", "Could not"),
-        (
-            'Exception in thread "main" java.lang.ExceptionInInitializerError\n\tat a.b(c.java)\n'
-            "Caused by: java.net.UnknownHostException: a\n\t... 10 more\nCaused by: b: c\n\tat x",
-            "b: c",
-        ),
-        ("nothing told", ""),
-    ],
-)
-def test_the_reason_of_a_failed_start_is_found(text, reason):
-    assert start_fault(text).startswith(reason) and bool(start_fault(text)) == bool(reason)
 
 
 @pytest.mark.parametrize(
