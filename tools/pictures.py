@@ -48,18 +48,18 @@ def ranked_list(user: int = 12) -> str:
         text(238, 24, "A recommender proposes (ALS)", head, anchor="end"),
         text(308, 24, "A large language model ranks, and says why", head),
     ]
-    for place, (left, row) in enumerate(zip(before, ranked.itertuples(), strict=True)):
-        y, start = 58 + 48 * place, before.index(row.movieId)
+    for place, (left, row) in enumerate(zip(before, ranked.to_dict("records"), strict=True)):
+        y, start = 58 + 48 * place, before.index(row["movieId"])
         climb = start - place
         ink = BLUE if climb > 2 else RED if climb < -2 else QUIET
         moved = f"up {climb}" if climb > 0 else f"down {-climb}" if climb else "same place"
         parts += [
             text(238, y + 8, f"{place + 1}. {titles[left]}", anchor="end"),
             f'<path d="M246 {62 + 48 * start} L300 {y + 4}" stroke="{ink}" stroke-width="2"/>',
-            text(308, y, f"{place + 1}. {row.title}", 'font-size="13" font-weight="bold"'),
+            text(308, y, f"{place + 1}. {row['title']}", 'font-size="13" font-weight="bold"'),
             text(748, y, moved, f'fill="{ink}"', anchor="end"),
         ]
-        for line, words in enumerate(textwrap.wrap(row.reason, 66)):
+        for line, words in enumerate(textwrap.wrap(row["reason"], 66)):
             parts.append(text(308, y + 15 + 13 * line, words, f'font-size="11" fill="{QUIET}"'))
     title = f"Ten movies for user {user}: the recommender's order, and the LLM's with its reasons"
     return svg(760, 50 + 48 * len(ranked), title, parts)
@@ -76,16 +76,17 @@ def evaluation() -> str:
     for name, rows in groups.items():
         y += 26
         parts.append(text(12, y, name, 'font-weight="bold"'))
-        for row in rows.sort_values("value", ascending=False).itertuples():
+        for row in rows.sort_values("value", ascending=False).to_dict("records"):
             y += 18
-            label = row.ranker if name.startswith("Rankers") else row.retriever
-            ink = BLUE if "LLM" in label else QUIET
-            x, low, high = (200 + 1400 * v for v in (row.value, row.low, row.high))
-            if row.high == row.high:
+            label = row["ranker" if name.startswith("Rankers") else "retriever"]
+            ink = BLUE if "LLM" in label or "Llama" in label else QUIET
+            values = row["value"], row["low"], row["high"]
+            x, low, high = (200 + 1400 * value for value in values)
+            if not pd.isna(high):
                 bar = f'<path d="M{low:.1f} {y - 4} H{high:.1f}" stroke="{ink}" stroke-width="2"/>'
-                numbers = f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+                numbers = "{:.3f} [{:.3f}, {:.3f}]".format(*values)
             else:
-                bar, numbers = "", f"{row.value:.4f}"
+                bar, numbers = "", f"{values[0]:.4f}"
             parts += [
                 text(190, y, label, f'fill="{ink}"', anchor="end"), bar,
                 f'<circle cx="{x:.1f}" cy="{y - 4}" r="4" fill="{ink}"/>',
