@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
 from helpers.als import Factors
 
@@ -60,8 +61,10 @@ class Recommender:
         self._support = support.to_numpy()
         self._means = means.fillna(train["rating"].mean()).to_numpy(dtype=np.float32)
         inside = seen["movieId"].isin(factors.movies) & seen["userId"].isin(factors.users)
-        self._seen_rows = np.searchsorted(factors.users, seen.loc[inside, "userId"])
-        self._seen_columns = np.searchsorted(factors.movies, seen.loc[inside, "movieId"])
+        rows = np.searchsorted(factors.users, seen.loc[inside, "userId"])
+        columns = np.searchsorted(factors.movies, seen.loc[inside, "movieId"])
+        shape = len(factors.users), len(factors.movies)
+        self._seen = csr_array((np.ones(len(rows)), (rows, columns)), shape)
 
     def scores(self, users: Sequence[int] | None = None) -> np.ndarray:
         """Return corrected scores, shape (n_users, n_movies); minus infinity marks the excluded.
@@ -69,18 +72,9 @@ class Recommender:
         Raises:
             NoCandidatesError: a user is not in the model.
         """
-        rows = self._rows(users)
-        position = np.full(len(self._factors.users), -1)
-        position[rows] = np.arange(len(rows))
-        mine = position[self._seen_rows] >= 0
-        return corrected_scores(
-            self._factors.user_factors[rows],
-            self._factors.movie_factors,
-            self._means[rows],
-            self._support,
-            self.remedy,
-            (position[self._seen_rows[mine]], self._seen_columns[mine]),
-        )
+        rows, model = self._rows(users), self._factors
+        numbers = self._means[rows], self._support, self.remedy, self._seen[rows].nonzero()
+        return corrected_scores(model.user_factors[rows], model.movie_factors, *numbers)
 
     def recommend(self, users: Sequence[int] | None = None, n: int = 10) -> pd.DataFrame:
         """Return the ``n`` best movies of each user (all users by default), best first.
@@ -148,20 +142,6 @@ def best_rows(
     return table.loc[table["rank"] <= n].drop(columns="order").reset_index(drop=True)
 
 
-def popular(
-    train: pd.DataFrame, seen: pd.DataFrame, users: Sequence[int], n: int = 10
-) -> pd.DataFrame:
-    """Return the most rated movies that each user has not seen, as :meth:`Recommender.recommend`.
-
-    The trivial row that every retriever must beat; ``score`` is the number of training ratings.
-    """
-    counts = train.groupby("movieId").size()
-    ones = np.ones((len(set(users)), 1), dtype=np.float32)
-    column = counts.to_numpy(dtype=np.float32)[:, None]
-    factors = Factors(np.unique(list(users)), counts.index.to_numpy(), ones, column)
-    return Recommender(factors, train, seen).recommend(users, n)
-
-
 def viewer(
     user_id: int, known: pd.DataFrame, train: pd.DataFrame | None = None, *, likes: bool = False
 ) -> tuple[int, str]:
@@ -184,14 +164,11 @@ def viewer(
         means = known.groupby("userId")["rating"].transform("mean")
         mask = (known["rating"] >= means) & (known["rating"] >= LIKED_FROM)
         needs["liked none of the rated movies"] = set(known.loc[mask, "userId"])
-    left = set.intersection(*needs.values())
-    if not left:
+    if not (left := set.intersection(*needs.values())):
         raise NoCandidatesError("Every user has rated every movie, or liked none: take other data.")
-    why = next((why for why, users in needs.items() if user_id not in users), "")
-    other = int(min(left))
-    return (
-        (other, f"User {user_id} {why}: user {other} is shown instead.") if why else (user_id, "")
-    )
+    if why := next((why for why, users in needs.items() if user_id not in users), ""):
+        return int(min(left)), f"User {user_id} {why}: user {int(min(left))} is shown instead."
+    return user_id, ""
 
 
 def history(ratings: pd.DataFrame, movies: pd.DataFrame, user_id: int) -> pd.DataFrame:

@@ -14,7 +14,6 @@ from helpers.candidates import (
     disliked,
     history,
     liked,
-    popular,
     viewer,
 )
 
@@ -73,14 +72,6 @@ def test_minimum_support_and_shrinkage(world):
     free = np.isfinite(plain[0])
     wanted = mean + n / (n + 3) * (plain[0] - mean)
     np.testing.assert_allclose(shrunk[0][free], wanted[free], rtol=1e-5)
-
-
-def test_popular_is_by_count_without_the_seen():
-    train = pd.DataFrame({"userId": [1, 2, 3, 1, 2, 3], "movieId": [7, 7, 7, 8, 8, 9]})
-    train["rating"] = 3.0
-    got = popular(train, train, [3, 1], n=2)
-    assert got.loc[got.userId == 3, "movieId"].tolist() == [8]
-    assert got.loc[got.userId == 1, "movieId"].tolist() == [9]
 
 
 def test_dead_ends_are_one_sentence(world):
