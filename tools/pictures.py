@@ -1,7 +1,6 @@
-"""The README's picture and the figure of all results, drawn from the committed tables.
+"""The README's picture and the figure of ``docs/results.md``, drawn from the committed tables.
 
-``python tools/pictures.py`` writes ``docs/ranked_list.svg`` and ``docs/evaluation.svg``. Text stays
-text, and nothing in them comes from another place.
+``python tools/pictures.py`` writes both. Text stays text, and each is on white, for dark pages too.
 """
 
 from __future__ import annotations
@@ -21,19 +20,18 @@ QUIET = "#6b6b6b"
 
 def text(x: float, y: float, words: str, look: str = "", *, anchor: str = "start") -> str:
     """Return a line of text; what is in it is escaped."""
-    return f'<text x="{x}" y="{y:g}" text-anchor="{anchor}" {look}>{html.escape(words)}</text>'
+    return f'<text x="{x:g}" y="{y}" text-anchor="{anchor}" {look}>{html.escape(words)}</text>'
 
 
 def svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    """Return a picture on white, so that it can be read on a dark page too."""
-    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="Helvetica, Arial, '
-        f'sans-serif" font-size="12" fill="{BLACK}"><title>{html.escape(title)}</title>\n'
-        f'<rect width="{width}" height="{height}" rx="6" fill="#fff"/>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
+    """Return a picture of ``parts`` on white."""
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"'
+    look = f'font-family="Helvetica, Arial, sans-serif" font-size="12" fill="{BLACK}"'
+    ground = (
+        f'<title>{html.escape(title)}</title>\n<path fill="#fff" d="M0 0H{width}V{height}H0z"/>'
     )
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {look}>{ground}'
+    return "\n".join([start, *parts, "</svg>", ""])
 
 
 def ranked_list(user: int = 12) -> str:
@@ -80,25 +78,20 @@ def evaluation() -> str:
             y += 18
             label = row["ranker" if name.startswith("Rankers") else "retriever"]
             ink = BLUE if "LLM" in label or "Llama" in label else QUIET
-            values = row["value"], row["low"], row["high"]
-            x, low, high = (200 + 1400 * value for value in values)
-            if not pd.isna(high):
-                bar = f'<path d="M{low:.1f} {y - 4} H{high:.1f}" stroke="{ink}" stroke-width="2"/>'
+            values = [row["value"], row["low"], row["high"]]
+            x, low, high = (round(200 + 1400 * value, 1) for value in values)
+            numbers = f"{values[0]:.4f}"
+            if not pd.isna(high):  # what a paper prints has no interval
                 numbers = "{:.3f} [{:.3f}, {:.3f}]".format(*values)
-            else:
-                bar, numbers = "", f"{values[0]:.4f}"
-            parts += [
-                text(190, y, label, f'fill="{ink}"', anchor="end"), bar,
-                f'<circle cx="{x:.1f}" cy="{y - 4}" r="4" fill="{ink}"/>',
-                text(708, y, numbers, 'font-size="11"', anchor="end"),
-            ]  # fmt: skip
-    parts.append(f'<path d="M200 14 V{y + 8} H550" stroke="{BLACK}" fill="none"/>')
+                parts.append(f'<path d="M{low} {y - 4}H{high}" stroke="{ink}" stroke-width="2"/>')
+            parts.append(f'<circle cx="{x}" cy="{y - 4}" r="4" fill="{ink}"/>')
+            parts.append(text(190, y, label, f'fill="{ink}"', anchor="end"))
+            parts.append(text(708, y, numbers, 'font-size="11"', anchor="end"))
+    parts.append(f'<path d="M200 14V{y + 8}H550" stroke="{BLACK}" fill="none"/>')
     for tick in (0.0, 0.05, 0.1, 0.15, 0.2, 0.25):
         parts.append(text(200 + 1400 * tick, y + 24, f"{tick:g}", anchor="middle"))
     parts.append(text(375, y + 42, "NDCG@10, with 95 % intervals over 610 users", anchor="middle"))
-    title = (
-        "NDCG@10 of nine retrievers alone and of six rankers over three of them, as dots with bars"
-    )
+    title = "NDCG@10 of nine retrievers alone and of six rankers over three of them"
     return svg(720, y + 56, title, parts)
 
 
