@@ -13,7 +13,7 @@
 #:   make check        lint, format, types, spelling, secrets, imports
 #:   make test         set up, run every test, and the notebooks on the sample
 #:   make test-release the tests that need MOVIELENS_DIR, and the notebooks output by output
-#:   make bench        time the course beside plain ways; ONLY=bench_grid runs a part
+#:   make bench        seconds and memory of each notebook; ONLY="02 03" measures some
 #:   make bench-scale  100 thousand to 32 million ratings; Spark beside implicit (half an hour)
 #:   make lock         write the locks anew (needs uv)
 #:   make clean        remove .venv, build/ and caches; your copies in work/ and LLM replies stay
@@ -50,7 +50,7 @@ test: $(EXTRA) $(TOOLS) # two at a time, then by themselves the ones that time s
 test-release: $(EXTRA) $(TOOLS)
 	@failed=0; $(TEST) -n 2 -m release || failed=1; $(NBVAL) --nbval --ignore=notebooks/appendix notebooks || failed=1; exit $$failed
 site: $(TOOLS) ; @$(BIN)/sphinx-build -b html -W --keep-going -q -c tools/site -d build/doctrees . build/site
-bench: $(EXTRA) ; @$(BIN)/python tools/benchmarks/run.py --only "$(ONLY)"
+bench: $(EXTRA) ; @$(BIN)/python tools/benchmarks.py $(ONLY)
 bench-scale: $(READY)
 	@$(BIN)/python tools/experiments/14_scale.py && $(BIN)/python tools/experiments/14_scale.py --rivals
 lock: ; @python3 tools/lock.py

@@ -26,9 +26,9 @@ import psutil
 from helpers.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tools" / "benchmarks")]
+sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tools")]
+from benchmarks import save  # noqa: E402
 from peak_memory import PeakMemory  # noqa: E402
-from rows import save  # noqa: E402
 
 SIZES = (100_000, 1_000_000, 10_000_000, 32_000_000)
 GRID = [(rank, reg) for rank in (8, 16) for reg in (0.05, 0.2)]
