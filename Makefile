@@ -3,7 +3,7 @@
 #: For learners
 #:   make run          set up, run notebooks 01-05, print the ranked list of movies
 #:   make lab          set up, open your copies of the notebooks (in work/) in JupyterLab
-#:   make app          set up, open the app of notebook 05 on a page of its own
+#:   make page         a page to play with into build/page/, which opens from disk
 #:   make doctor       check Python, Java, memory, disk, Spark, data, LLM
 #: For instructors
 #:   make slides       a deck for each plan of 60, 120 and 180 minutes into build/slides/
@@ -29,7 +29,7 @@ TEST := $(BIN)/python -m pytest
 NBVAL := LLM_MODE=recorded MOVIELENS_DOWNLOAD=0 PYTHONPATH=tests/support $(TEST) -n 2 \
 	-p notebook_claims --nbval-cell-timeout=600 \
 	--nbval-sanitize-with tests/support/nbval_sanitize.cfg
-.PHONY: help run lab app doctor check test test-release slides copies site bench bench-scale lock clean
+.PHONY: help run lab page doctor check test test-release slides copies site bench bench-scale lock clean
 help: ; @sed -n 's/^#: //p' Makefile
 $(READY): requirements.lock requirements-local.lock pyproject.toml
 	@$(PYTHON) tools/bootstrap.py $(VENV)
@@ -39,9 +39,8 @@ $(EXTRA): $(READY) requirements-llamarec.lock
 	@$(PIP) --require-hashes --no-deps -r requirements-llamarec.lock && $(PIP) torch==$(TORCH) && touch $@
 $(TOOLS): $(READY) requirements-tools.lock
 	@echo "Adding the browser tools..." && $(PIP) --require-hashes --no-deps -r requirements-tools.lock && touch $@
-run lab copies: $(READY) ; @$(BIN)/python tools/course.py $@
+run lab page copies: $(READY) ; @$(BIN)/python tools/course.py $@
 slides: $(TOOLS) ; @$(BIN)/python tools/course.py $@
-app: $(TOOLS) ; @$(BIN)/python tools/course.py app
 doctor: $(READY) ; @$(BIN)/python -m helpers.doctor
 check: $(EXTRA) $(TOOLS) ; @PATH="$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure
 test: $(EXTRA) $(TOOLS) # two at a time, then by themselves the ones that time something

@@ -1,7 +1,7 @@
 """Commands of the course, each as ``python tools/course.py NAME``.
 
 ``run`` executes the core notebooks and prints the ranked list; ``lab`` opens copies in
-JupyterLab; ``app`` serves the page of notebook 05's app; ``slides`` and ``copies`` write slides and
+JupyterLab; ``page`` writes the page to play with; ``slides`` and ``copies`` write slides and
 notebooks for live coding; ``forget`` deletes stored LLM replies. For authors: ``execute`` runs
 notebooks in place and saves clean outputs, ``tidy`` strips noise, ``stamp`` writes navigation bars
 and the repository's address, ``batch`` exports unanswered LLM requests, imports their answers, and
@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nbformat
+import page
 import pandas as pd
 import publish
 import slides
@@ -43,7 +44,6 @@ from helpers.spark import JavaError, check_java
 from research import scale
 
 RANKED_LIST = "05_ranked_list.csv"
-APP_PAGE = Path(__file__).with_name("app.ipynb")
 LAB_SETTINGS = Path(__file__).with_name("lab")
 CELL_TIMEOUT_S = 1200
 # What Jupyter, VS Code, Colab and kernels note about a cell; tags, slides and source_hidden stay.
@@ -153,11 +153,6 @@ def print_ranked_list(path: Path) -> None:
         print(f"{rank:3}. {title}" + (f"\n     {reason}" if reason else ""))
 
 
-def app_command(options: Sequence[str] = ()) -> list[str]:
-    """Return the command that serves the app's page."""
-    return [sys.executable, "-m", "voila", str(APP_PAGE), "--Voila.strip_sources=True", *options]
-
-
 def refresh_copies(settings: Settings) -> Path:
     """Bring the copies in ``work`` up to date and return the folder; what was changed there stays.
 
@@ -206,15 +201,11 @@ def lab_command(settings: Settings, options: Sequence[str] = ()) -> list[str]:
     ]  # fmt: skip
 
 
-def open_app(settings: Settings) -> int:
-    """Serve the app's page (Voila); notebooks 02 and 03 run first if they never did."""
-    dataset = data.locate(settings)
-    print(dataset.describe())
-    for path, name in zip(notebooks(settings)[1:3], ("02_grid", "03_implicit"), strict=True):
-        if not data.result_path(name, dataset, settings).is_file():
-            print(f"The app needs what notebooks 02 and 03 save: running {path.stem}, once.")
-            execute(path)
-    return subprocess.run(app_command()).returncode
+def write_page(settings: Settings) -> int:
+    """Write the page to play with into ``build/page``."""
+    written = page.write(settings.root / "build" / "page", settings)
+    print(f"The page is {written}: open it from disk.")
+    return 0
 
 
 def write_slides(settings: Settings) -> int:
@@ -350,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("lab", lambda s, o: subprocess.run(lab_command(s, o.options)).returncode).add_argument(
         "options", nargs=argparse.REMAINDER, help="what JupyterLab itself takes"
     )
-    for name, action in {"app": open_app, "slides": write_slides, "copies": write_copies,
+    for name, action in {"page": write_page, "slides": write_slides, "copies": write_copies,
                          "forget": forget, "stamp": stamp}.items():  # fmt: skip
         add(name, lambda s, _, action=action: action(s))
     executing = add("execute", lambda s, o: execute_in_place(s, o.names))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 
-import app
 import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
+import page
 import pandas as pd
 import pytest
 
@@ -73,13 +73,17 @@ def test_marks_stand_out_from_white_and_do_not_rest_on_colour_alone():
     plt.close("all")
 
 
-def test_text_of_the_app_is_read_on_its_ground():
-    found = []
-    for selector, body in re.findall(r"([^{}]+)\{([^{}]*)\}", app.STYLE):
-        colour = re.search(r"(?<![-\w])color:\s*(#\w+)", body)
-        ground = re.search(r"background:\s*(#\w+)", body)
-        if colour:
-            found.append((selector.strip(), colour[1], ground[1] if ground else "#ffffff"))
-    assert len(found) >= 3
-    for selector, colour, ground in found:
-        assert contrast(colour, ground) >= TEXT, selector
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_the_page_is_read_on_its_ground(scheme):
+    css = (page.SOURCES / "page.css").read_text(encoding="utf-8")
+    root = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[scheme]
+    colour = dict(re.findall(r"--([\w-]+): (#\w{6})", root))
+    on_card = [(ink, "card", LINE) for ink in ("up", "down", "flat", "accent")]
+    texts = itertools.product(("ink", "soft"), ("ground", "card", "tint"), [TEXT])
+    for ink, ground, least in [
+        *texts,
+        *on_card,
+        ("accent", "card", TEXT),
+        ("on-accent", "accent", TEXT),
+    ]:
+        assert contrast(colour[ink], colour[ground]) >= least, (ink, ground)
