@@ -39,17 +39,12 @@ def rmse(predictions: DataFrame) -> float:
     """Return the root mean squared error of ``prediction`` against ``rating``, in stars.
 
     Raises:
-        ValueError: there is no row, or a prediction is missing (a cold user or item).
+        ValueError: there is no row, or a prediction is NaN (a cold user or item).
     """
-    error = F.col("rating") - F.col("prediction")
-    known = F.count(F.when(error.isNotNull() & ~F.isnan(error), 1))
-    (row,) = predictions.agg(F.count("*"), F.avg(F.pow(error, 2)), known).collect()
-    if not row[0] or row[0] > row[2]:
-        raise ValueError(
-            f"{row[0] - row[2]} of {row[0]} predictions are missing: the user or the movie has no "
-            "training rating; drop such rows (coldStartStrategy='drop') or fill them in."
-        )
-    return float(row[1] ** 0.5)
+    (row,) = predictions.agg(F.avg(F.pow(F.col("rating") - F.col("prediction"), 2))).collect()
+    if row[0] is None or np.isnan(row[0]):
+        raise ValueError("Predictions are missing: drop them with coldStartStrategy='drop'.")
+    return float(row[0] ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -88,8 +83,7 @@ def factors(model: ALSModel) -> Factors:
 class GridResult:
     """The table of a grid search (``rank, reg, train_rmse, validation_rmse``) and its best model.
 
-    ``rmse`` holds the best model's error in stars on ``train``, ``validation`` and, when it was
-    given, ``test``.
+    ``rmse`` holds the best model's errors in stars on the tables that were given.
     """
 
     table: pd.DataFrame
@@ -124,11 +118,9 @@ def grid_search(
         return (rank, reg, *map(model_factors.rmse, rows)), model
 
     grid = list(product(ranks, regs))
+    in_session = inheritable_thread_target(train.sparkSession)(fit)  # which Spark Connect asks for
     with ThreadPoolExecutor(min(4, 1 + (os.cpu_count() or 1))) as pool:
-        # A Spark Connect model asks for the session of its thread.
-        fits = pool.map(
-            inheritable_thread_target(train.sparkSession)(fit), *zip(*grid, strict=True)
-        )
+        fits = pool.map(in_session, *zip(*grid, strict=True))
         try:
             fitted = list(tqdm(fits, total=len(grid), desc="ALS fits"))
         finally:  # after Ctrl-C nobody waits for the rest of the grid

