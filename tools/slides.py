@@ -1,26 +1,35 @@
-"""Slides and copies for the room, made from the notebooks; nothing is executed.
+"""Decks and copies for the room, made from the notebooks' saved outputs; nothing is executed.
 
-The slides are nbconvert's (reveal.js): what a cell becomes stands in its ``slideshow`` metadata, as
-JupyterLab's panel writes it, and ``slideshow.notes`` holds the speaker's notes for a cell (key S).
-Set-up, parameters, widgets, exercises and what follows them are left out.
+``decks/decks.yaml`` lists the slides and the plans of ``docs/teaching.md`` that show them. A slide
+is a headline and what ``show`` names, by a cell's id: ``figure``, ``table``, ``output``, ``code``,
+``quote``, ``text``, or a ``poll`` of ``docs/teaching_notes.md``. ``{id|pattern}`` is what is found
+in the outputs of a cell, so no number is typed twice. reveal.js comes with sphinx-revealjs.
 """
 
 from __future__ import annotations
 
 import copy
 import html
+import importlib.util
 import re
+import textwrap
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
+from string import Template
+from typing import NamedTuple
 
 import nbformat
-from nbconvert import SlidesExporter
+import yaml
+from bs4 import BeautifulSoup
+from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
-LEFT_OUT = {"setup", "parameters", "solution"}
-WIDGET = "application/vnd.jupyter.widget-view+json"
-NAV = re.compile(r"\n*<!--NAV-->.*", re.DOTALL)
-EXERCISES = re.compile(r"^## Exercises", re.MULTILINE)
+PLANS = (60, 120, 180)
+DECKS = Path(__file__).with_name("decks")
 SOLUTION = re.compile(  # beside its exercise, the link to it, or all of them in the last section
     r"\n*<details><summary>Solution</summary>.*?</details>|\n*\[Solution\]\(#solution-\d+\)"
     r"|\n*^##+ Solutions?\b(?:(?!\n## |<!--NAV-->).)*",
@@ -28,51 +37,159 @@ SOLUTION = re.compile(  # beside its exercise, the link to it, or all of them in
 )
 
 
-def slide_cells(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy with the cells of the slides; a cell without slide type begins a subslide."""
-    show = copy.deepcopy(notebook)
-    show.metadata["title"] = notebook.cells[0].source.splitlines()[0].lstrip("# ")
-    show.cells = []
-    for cell in copy.deepcopy(notebook.cells):
-        slideshow = cell.metadata.setdefault("slideshow", nbformat.from_dict({}))
-        exercises = cell.cell_type == "markdown" and EXERCISES.search(cell.source)
-        if cell.cell_type == "markdown":
-            cell.source = NAV.sub("", EXERCISES.split(cell.source)[0])
-        for output in cell.get("outputs", []):
-            if png := output.get("data", {}).get("image/png"):  # nbconvert would drop the alt text
-                alt = html.escape(output.metadata.get("image/png", {}).get("alt", ""))
-                image = f'<img alt="{alt}" src="data:image/png;base64,{png}">'
-                output.data = nbformat.from_dict({"text/html": image})
-            if svg := output.get("data", {}).get("image/svg+xml"):  # its title is its description
-                output.data = nbformat.from_dict({"text/html": svg})
-        if "slide_type" not in slideshow:
-            slideshow.slide_type = "skip" if _is_left_out(cell) else "subslide"
-        show.cells.append(cell)
-        if "notes" in slideshow:
-            notes = nbformat.v4.new_markdown_cell(slideshow.notes)
-            notes.metadata["slideshow"] = {"slide_type": "notes"}
-            show.cells.append(notes)
-        if exercises:
-            break
-    return show
+class SlideError(ValueError):
+    """A slide names what is not there; the sentence says which slide and what."""
 
 
-def _is_left_out(cell: NotebookNode) -> bool:
-    widget = any(WIDGET in output.get("data", {}) for output in cell.get("outputs", []))
-    tagged = LEFT_OUT & set(cell.metadata.get("tags", []))
-    return bool(widget or tagged or not cell.source.strip())
+class Source(NamedTuple):
+    """A cell, and the notebook and section that it stands in."""
+
+    cell: NotebookNode
+    place: str
+
+    @property
+    def text(self) -> str:
+        """What its outputs say, tables included."""
+        texts = []
+        for output in self.cell.get("outputs", []):
+            rich = output.get("data", {}).get("text/html", "")
+            rich = re.sub(r"<style.*?</style>|<[^>]+>", " ", rich, flags=re.DOTALL)
+            texts.append(output.get("text") or " ".join(html.unescape(rich).split()))
+        return "\n".join(texts)
+
+    def data(self, number: int) -> NotebookNode:
+        """Return one of the outputs that show something, the first of which is number 1."""
+        return [output for output in self.cell.outputs if "data" in output][number - 1]
 
 
-def write_slides(paths: Sequence[Path], target: Path) -> None:
-    """Write one page of slides per notebook into ``target``; a slide that is too tall scrolls."""
+def sources(root: Path) -> dict[str, Source]:
+    """Return the cells of all notebooks by their ids."""
+    found = {}
+    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        place = path.name[:2]
+        for cell in nbformat.read(path, as_version=4).cells:
+            headings = re.findall(r"^## (\d+ .*)", cell.source, re.MULTILINE)
+            after = f"{path.name[:2]} \N{MIDDLE DOT} {headings[-1]}" if headings else place
+            found[cell.id] = Source(cell, after if cell.source.startswith("#") else place)
+            place = after
+    return found
+
+
+def vector(svg: str) -> str:
+    """Return a drawing as an image, so that its ids are its own; its title says what it shows."""
+    title = re.search(r"<title>(.*?)</title>", svg, re.DOTALL)
+    data = b64encode(svg.encode()).decode()
+    return f'<img alt="{title[1] if title else ""}" src="data:image/svg+xml;base64,{data}">'
+
+
+class Builder:
+    """Makes slides of entries of ``decks.yaml``."""
+
+    def __init__(self, root: Path) -> None:
+        self.cells = sources(root)
+        self.polls = (root / "docs" / "teaching_notes.md").read_text(encoding="utf-8")
+
+    def slide(self, entry: dict[str, str]) -> str:
+        """Return a slide; raises SlideError where it names what is not there."""
+        kind, *names = entry["show"].split(" ", 2)
+        try:
+            source = None if kind in ("poll", "text") else self.cells[names[0]]
+            body, notes = getattr(self, kind)(source, entry, *names[source is not None :])
+            place = source.place if source else {"poll": "Vote"}.get(kind, "")
+            spoken = [self.filled(entry.get("say", "")), notes]
+            said = markdown2html("\n\n".join(filter(None, spoken)))
+            head = html.escape(self.filled(entry["head"]), quote=False)
+        except (KeyError, IndexError, AttributeError, TypeError) as error:
+            raise SlideError(
+                f"A slide shows {entry['show']}, which is not there: {error}"
+            ) from None
+        return (
+            f'<section><h2>{head}</h2>\n<div class="{kind}">{body}</div>\n'
+            f'<div class="where">{place}</div>\n<aside class="notes">{said}</aside></section>'
+        )
+
+    def filled(self, text: str) -> str:
+        """Put what the outputs hold in the places ``{id|pattern}`` of a text."""
+        for place, name, pattern in re.findall(r"(\{(\S+?)\|(.+?)\})", text):
+            text = text.replace(place, re.search(pattern, self.cells[name].text)[1])
+        return text
+
+    def figure(self, source: Source, entry: dict, number: str = "1") -> tuple[str, str]:
+        output = source.data(int(number))
+        notes = source.cell.metadata.get("slideshow", {}).get("notes", "")
+        if svg := output.data.get("image/svg+xml"):
+            return vector(svg), notes
+        alt = html.escape(output.metadata["image/png"]["alt"])
+        return f'<img alt="{alt}" src="data:image/png;base64,{output.data["image/png"]}">', notes
+
+    def table(self, source: Source, entry: dict, number: str = "1") -> tuple[str, str]:
+        """Show an output's table: its first ``rows``, and the ``columns`` with these numbers."""
+        table = BeautifulSoup(source.data(int(number)).data["text/html"], "html.parser").table
+        for row in table.select("tbody tr")[entry.get("rows", 99) :]:
+            row.decompose()
+        for row in table.select("tr"):
+            for place, cell in enumerate(row.find_all(["th", "td"])):
+                if place not in entry.get("columns", [place]):
+                    cell.decompose()
+        return str(table), ""
+
+    def output(self, source: Source, entry: dict) -> tuple[str, str]:
+        streams = [output.text for output in source.cell.outputs if "text" in output]
+        return f"<pre>{html.escape(''.join(streams).strip())}</pre>", ""
+
+    def code(self, source: Source, entry: dict, lines: str) -> tuple[str, str]:
+        first, last = map(int, lines.split("-"))
+        text = textwrap.dedent("\n".join(source.cell.source.splitlines()[first - 1 : last]))
+        formatter = HtmlFormatter(noclasses=True, nowrap=True)
+        return f"<pre>{highlight(text, PythonLexer(), formatter)}</pre>", ""
+
+    def quote(self, source: Source, entry: dict, begins: str) -> tuple[str, str]:
+        """Quote from some words to the end of their paragraph, or ``until`` others."""
+        text = source.cell.source
+        end = entry.get("until", "\n\n")
+        text = text[text.index(begins) :].split(end)[0] + end.strip()
+        return f"<blockquote>{markdown2html(text)}</blockquote>", ""
+
+    def poll(self, _: None, entry: dict, notebook: str, number: str) -> tuple[str, str]:
+        found = self.polls.split(f"\n## {notebook} ")[1].split("**Poll:**")[1]
+        asked = re.search(rf"^{number}\. (.*?) A\) (.*?)\*\*(\w)\*\*: (.*?)(?=\n\d\. |\n\n)",
+                          found, re.DOTALL | re.MULTILINE)  # fmt: skip
+        question, options, right, why = (" ".join(part.split()) for part in asked.groups())
+        entry["head"] = (
+            question if question.endswith("?") else f"{question} \N{HORIZONTAL ELLIPSIS}"
+        )
+        options = (html.escape(option.strip(" .;")) for option in re.split(r" [BC]\) ", options))
+        return f"<ol><li>{'</li><li>'.join(options)}</li></ol>", f"**{right}**: {why}"
+
+    def text(self, _: None, entry: dict) -> tuple[str, str]:
+        return markdown2html(self.filled(entry["text"])), ""
+
+
+def deck(builder: Builder, minutes: int) -> str:
+    """Return the page with the slides of a plan."""
+    entries = yaml.safe_load((DECKS / "decks.yaml").read_text(encoding="utf-8"))
+    shown = [entry for entry in entries if minutes in entry.get("in", PLANS)]
+    spec = importlib.util.find_spec("sphinx_revealjs")
+    if spec is None or spec.origin is None:
+        raise SlideError('reveal.js is missing: pip install -e ".[tools]"')
+    reveal = Path(spec.origin).parent / "_static" / "revealjs"
+    files = [reveal / "dist/reset.css", reveal / "dist/reveal.css", DECKS / "deck.css",
+             reveal / "dist/reveal.js", reveal / "plugin/notes/notes.js"]  # fmt: skip
+    reset, base, own, *scripts = (file.read_text(encoding="utf-8") for file in files)
+    return Template((DECKS / "deck.html").read_text(encoding="utf-8")).substitute(
+        title=f"LLM-powered recommenders, {minutes} minutes",
+        css=reset + base + own,
+        slides="\n".join(map(builder.slide, shown)),
+        script="\n".join(scripts).replace("</script", "<\\/script"),
+    )
+
+
+def write_decks(root: Path, target: Path) -> None:
+    """Write a page for each plan into ``target``; it needs no network."""
     target.mkdir(parents=True, exist_ok=True)
-    exporter = SlidesExporter(
-        reveal_width="1280", reveal_height="720", reveal_scroll=True,
-        exclude_input_prompt=True, exclude_output_prompt=True,
-    )  # fmt: skip
-    for path in paths:
-        page, _ = exporter.from_notebook_node(slide_cells(nbformat.read(path, as_version=4)))
-        (target / f"{path.stem}.html").write_text(page, encoding="utf-8")
+    builder = Builder(root)
+    for minutes in PLANS:
+        (target / f"{minutes}_minutes.html").write_text(deck(builder, minutes), encoding="utf-8")
 
 
 def live_copy(notebook: NotebookNode) -> NotebookNode:

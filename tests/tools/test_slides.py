@@ -1,73 +1,73 @@
-"""Slides and live-coding copies: what goes where."""
+"""Decks and live-coding copies: what goes where, and that it fits the screen."""
 
 from __future__ import annotations
 
+import json
 import re
 
 import nbformat
 import pytest
-import slides
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+import yaml
 
 from conftest import ROOT
 
+bs4 = pytest.importorskip("bs4", reason='needs the tools extra: pip install -e ".[tools]"')
+slides = pytest.importorskip("slides")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+ENTRIES = yaml.safe_load((slides.DECKS / "decks.yaml").read_text(encoding="utf-8"))
+NAMES = r"\{.*?\}|[Uu]ser 12|Llama 2"  # what is found in outputs, and what is a name
+TOO_LARGE = """() => [...Reveal.getCurrentSlide().querySelectorAll('h2, div, div *')]
+    .filter(part => !part.closest('.notes, .where')).map(part => part.getBoundingClientRect())
+    .filter(box => box.right > 1220 || box.bottom > 672).length"""
 
 
-def test_plumbing_widgets_and_exercises_are_left_out_and_notes_are_kept():
-    widget = new_output("display_data", data={slides.WIDGET: {}})
-    noted = new_code_cell("plot()", metadata={"slideshow": {"slide_type": "-", "notes": "Look."}})
-    cells = [
-        new_markdown_cell("# Title\n\n<!--NAV-->\n\nstart | next"),
-        new_code_cell("setup", metadata={"tags": ["setup"]}),
-        new_code_cell("slider", outputs=[widget]),
-        new_markdown_cell("Text", metadata={"slideshow": {"slide_type": "slide"}}),
-        noted,
-        new_code_cell("gone", metadata={"slideshow": {"slide_type": "skip"}}),
-        new_markdown_cell("## Recap\n\n- a\n\n## Exercises\n\nTry."),
-        new_code_cell("# Your code here"),
-    ]
-    show = slides.slide_cells(new_notebook(cells=cells))
-    types = [(cell.source, cell.metadata.slideshow.slide_type) for cell in show.cells]
-    assert [pair for pair in types if pair[1] != "skip"] == [
-        ("# Title", "subslide"), ("Text", "slide"), ("plot()", "-"), ("Look.", "notes"),
-        ("## Recap\n\n- a\n\n", "subslide"),
-    ]  # fmt: skip
-    assert [source for source, kind in types if kind == "skip"] == ["setup", "slider", "gone"]
+@pytest.fixture(scope="module")
+def decks(tmp_path_factory):
+    """The three pages."""
+    pytest.importorskip("sphinx_revealjs")
+    folder = tmp_path_factory.mktemp("decks")
+    slides.write_decks(ROOT, folder)
+    return {minutes: folder / f"{minutes}_minutes.html" for minutes in slides.PLANS}
 
 
-def test_the_pages_hold_every_section_every_figure_and_the_notes(tmp_path):
-    slides.write_slides(NOTEBOOKS[:6], tmp_path)
-    for path in NOTEBOOKS[:6]:
-        page = (tmp_path / f"{path.stem}.html").read_text(encoding="utf-8")
-        cells = nbformat.read(path, as_version=4).cells
-        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-        for heading in re.findall(r"^## (\d+) ", text, re.MULTILINE):
-            assert re.search(rf"<h2[^>]*>{heading} ", page), (path.stem, heading)
-        figures = sum("image/png" in output.get("data", {})
-                      for cell in cells for output in cell.get("outputs", []))  # fmt: skip
-        assert page.count('src="data:image/png') == figures == page.count('<aside class="notes">')
-        assert "No description has been provided" not in page
-        assert "<summary>Solution" not in page and "# Your code here" not in page
+@pytest.mark.parametrize("minutes", slides.PLANS)
+def test_a_deck_has_few_slides_with_little_on_each_and_notes_as_text(minutes, decks):
+    page = bs4.BeautifulSoup(decks[minutes].read_text(encoding="utf-8"), "html.parser")
+    shown = page.select("section")
+    assert 25 <= len(shown) <= 40
+    for slide in shown:
+        assert slide.h2.text and slide.select_one("aside.notes").text.strip(), slide.h2
+        assert all(len(code.text.splitlines()) <= 8 for code in slide.select("pre"))
+        assert all(image["alt"] for image in slide.select("img"))
+    assert not re.search(r"https?://", str(page.select(".slides")[0]).replace("doi.org", ""))
+    assert "&lt;p" not in str(page.select("aside.notes"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_live_copy_has_no_outputs_and_no_solutions_and_all_else(path):
-    notebook = nbformat.read(path, as_version=4)
-    live = slides.live_copy(notebook)
-    nbformat.validate(live)
-    code = [cell for cell in live.cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    assert [cell.source for cell in code] == [
-        cell.source
-        for cell in notebook.cells
-        if cell.cell_type == "code" and "solution" not in cell.metadata.get("tags", [])
-    ]
-    text = "\n".join(cell.source for cell in live.cells)
-    before = "\n".join(cell.source for cell in notebook.cells)
-    assert "Solution" not in text and "Solution" in before
-    for kept in ("<summary>Hint", "# Your code here", "### Exercise", "<summary>Answer"):
-        assert text.count(kept) == before.count(kept) >= 2
-    headings = re.findall(r"^## (?!Solutions).*", before, re.MULTILINE)
-    assert re.findall(r"^## .*", text, re.MULTILINE) == headings
-    assert any(cell.get("outputs") for cell in notebook.cells)  # the original is left alone
+def test_no_number_is_typed_and_what_is_not_there_is_named():
+    for entry in ENTRIES:
+        own = " ".join(str(entry.get(key, "")) for key in ("head", "say", "text"))
+        assert not re.search(r"\d", re.sub(NAMES, "", own)), entry
+    builder = slides.Builder(ROOT)
+    with pytest.raises(slides.SlideError, match="figure nowhere"):
+        builder.slide({"head": "x", "show": "figure nowhere"})
+    with pytest.raises(slides.SlideError, match="not there"):
+        builder.slide({"head": "x", "show": "output c01018", "say": "{c01018|(no such words)}"})
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("minutes", slides.PLANS)
+def test_every_slide_fits_the_screen_and_asks_nobody(minutes, decks, browser, page):
+    page.goto(decks[minutes].as_uri())
+    page.wait_for_function("window.Reveal && Reveal.isReady()")
+    for number in range(page.evaluate("Reveal.getTotalSlides()")):
+        page.evaluate(f"Reveal.slide({number})")
+        assert page.evaluate(TOO_LARGE) == 0, f"slide {number + 1} is too large"
+    sizes = "[...document.querySelectorAll('pre')].map(pre => getComputedStyle(pre).fontSize)"
+    assert min(int(size.removesuffix("px")) for size in page.evaluate(sizes)) >= 24
+    page.evaluate("Reveal.slide(0)")
+    with page.expect_popup() as popup:
+        page.keyboard.press("s")
+    popup.value.get_by_text("Count the hands").first.wait_for()
+    page.keyboard.press("ArrowRight")
+    popup.value.get_by_text("its own box is lit").first.wait_for()
+    assert not browser.refused
