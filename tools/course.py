@@ -209,10 +209,10 @@ def write_page(settings: Settings) -> int:
 
 
 def write_slides(settings: Settings) -> int:
-    """Write the slides of notebooks 01 to 06 into ``build/slides``."""
+    """Write a deck for each plan into ``build/slides``."""
     target = settings.root / "build" / "slides"
-    slides.write_slides(notebooks(settings)[:6], target)
-    print(f"The slides are in {target}/ (reveal.js comes from the network when they open).")
+    slides.write_decks(settings.root, target)
+    print(f"The decks are in {target}/; S opens the presenter's window.")
     return 0
 
 
