@@ -8,8 +8,6 @@ all (:class:`helpers.outcomes.NoReply`). Replies are stored; keys never are.
 from __future__ import annotations
 
 import dataclasses
-import json
-import warnings
 from typing import Any, cast
 
 import httpx2
@@ -18,9 +16,10 @@ from openai.lib._parsing._completions import type_to_response_format_param
 
 from helpers import answers, local_model, servers
 from helpers.budget import Budget, estimate_tokens, preview  # noqa: F401 (notebooks use them)
-from helpers.outcomes import FAULTS, NoReply, Outcome, fault_of, outcome_of, usable
-from helpers.replies import Body, CommittedStore, LocalStore, PendingRequests, Reply, request_key
+from helpers.outcomes import FAULTS, Outcome, fault_of, outcome_of, usable  # noqa: F401
+from helpers.replies import Body, CommittedStore  # noqa: F401
 from helpers.settings import Settings, SettingsError
+from helpers.transport import RecordingTransport, Stores
 
 PROVENANCE = "made by a Claude model from the prompt alone, see data/replies/README.md"
 
@@ -31,20 +30,18 @@ def is_live(settings: Settings) -> bool:
     Raises:
         SettingsError: ``LLM_MODE`` is live but the server or the model is not named.
     """
-    if settings.llm_mode not in {"auto", "live"}:
-        return False
-    absent = unset(settings)
-    if settings.llm_mode == "live" and (absent or not settings.llm_model):
-        raise SettingsError(f"LLM_MODE is live: set {absent or 'OPENAI_BASE_URL and LLM_MODEL'}.")
-    return bool(settings.llm_model) and not absent
+    if settings.llm_mode == "live" and unset(settings) != "":
+        raise SettingsError(f"LLM_MODE is live: set {unset(settings)}.")
+    return settings.llm_mode in {"auto", "live"} and unset(settings) == ""
 
 
 def unset(settings: Settings) -> str:
-    """Return the variable without which a server that is half configured is not asked, or ""."""
-    server = bool(settings.llm_base_url or settings.llm_api_key)
-    if settings.llm_mode not in {"auto", "live"} or server == bool(settings.llm_model):
-        return ""
-    return "LLM_MODEL" if server else "OPENAI_BASE_URL"
+    """Return the variables without which no server is asked, or ""."""
+    named = {
+        "OPENAI_BASE_URL": settings.llm_base_url or settings.llm_api_key,
+        "LLM_MODEL": settings.llm_model,
+    }
+    return " and ".join(name for name, value in named.items() if not value)
 
 
 def mode(settings: Settings | None = None) -> str:
@@ -61,8 +58,9 @@ def model(settings: Settings | None = None) -> str:
 def describe(settings: Settings | None = None) -> str:
     """Return one line that says who answers."""
     settings = settings or Settings.from_env()
-    line, name = _answering(settings)[1], unset(settings)
-    return f"LLM: {line}" + (f"; no server is asked, because {name} is not set" if name else "")
+    line, name = f"LLM: {_answering(settings)[1]}", unset(settings)
+    half = settings.llm_mode == "auto" and name in {"OPENAI_BASE_URL", "LLM_MODEL"}
+    return f"{line}; no server is asked, because {name} is not set" if half else line
 
 
 def _answering(settings: Settings) -> tuple[str, str]:
@@ -147,126 +145,3 @@ def ask(
     answer = answers.read(outcome.text, schema)
     kind = "ok" if answer.value is not None else "unreadable"
     return dataclasses.replace(outcome, kind=kind, **vars(answer))
-
-
-class Stores:
-    """Where a reply to a request is looked up: one order for all who ask."""
-
-    def __init__(self, settings: Settings, local: LocalStore | None = None) -> None:
-        """Open the course's local store unless another one is given."""
-        self.settings, self.committed = settings, CommittedStore(settings.replies_dir)
-        self.local = local or LocalStore(settings.cache_dir / "replies.jsonl")
-
-    def find(self, body: Body, *, model: str | None = None, server: str = "") -> Reply | None:
-        """Return a usable reply: the ``model``'s own, from ``server`` or from a batch.
-
-        Without ``model`` (nothing is live): a committed one, else the newest of the local store.
-        """
-        key = request_key(body)
-        if self.settings.llm_mode == "local":
-            return self.local.get(key, server=local_model.SERVER, fault=usable)
-        if model is None:
-            if self.settings.llm_mode == "none":
-                return None
-            return self.committed.get(key) or self.local.get(key, fault=usable)
-        own = self.local.get(key, model=model, server=server, fault=usable)
-        return own or self.local.get(key, model=model, server="batch", fault=usable)
-
-    def keep(self, body: Body, response: httpx2.Response, *, model: str, server: str) -> None:
-        """Store an answer if it is usable."""
-        answer = servers.answer_of(response)
-        if answer is not None and not usable(body, answer):
-            asked = {name: body[name] for name in body if name not in {"model", "user"}}
-            self.local.put(asked, answer, model=model, server=server)
-
-
-class RecordingTransport(httpx2.BaseTransport):
-    """Answers from the stores, or sends on and stores the answer."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        live: httpx2.Client | None,
-        budget: Budget,
-        stores: Stores | None = None,
-    ) -> None:
-        """``live`` is a client that reaches a server, proxies and all; ``None``: records only."""
-        self.settings, self.live, self.budget = settings, live, budget
-        self.stores, self.local = stores or Stores(settings), False
-        self.pending = PendingRequests(settings.cache_dir / "pending.jsonl")
-        self._refusals: dict[str, str] = {}  # of each model that takes plainer requests only
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Answer one request.
-
-        Raises:
-            NoReply: no server and no record.
-            BudgetExceeded: the request may go over the budget; nothing was sent.
-        """
-        if self.live is not None and request.method != "POST":
-            return self.live.send(request, stream=True)
-        body = json.loads(request.read() or b"{}")
-        if body.get("stream"):
-            raise openai.OpenAIError("This client stores whole replies: leave stream out.")
-        server = f"{request.url.host}:{request.url.port or ''}"
-        asked = {"model": str(body.get("model", "")), "server": server}
-        if reply := self.stores.find(body, **(asked if self.live else {})):
-            headers = {"x-reply-source": reply.origin}
-            return httpx2.Response(200, headers=headers, json=reply.response, request=request)
-        if self.live is not None:
-            response = self._by_server(self.live, request, body)
-            self.stores.keep(body, response, **asked)
-            return response
-        if self.local:
-            return self._by_local_model(request, body)
-        self.pending.add({name: body[name] for name in body if name != "model"})
-        names = unset(self.settings) or "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL"
-        raise NoReply(
-            f"No reply to this request is recorded, and no LLM is configured: set {names} "
-            "(see README.md); the request was noted as pending."
-        )
-
-    def _by_server(
-        self, live: httpx2.Client, request: httpx2.Request, body: Body
-    ) -> httpx2.Response:
-        """Send a request; where its form is refused, and from then on, a plainer one."""
-        headers = {k: v for k, v in request.headers.items() if k != "content-length"}
-        asked = {**servers.tightened(body, headers.pop(servers.LETTERS_HEADER, None))}
-        if not {"input", "max_tokens", "max_completion_tokens"} & set(body):
-            asked["max_completion_tokens"] = self.settings.llm_reply_tokens
-        name, chat = str(body.get("model", "")), "messages" in body and "tools" not in body
-
-        def send(form: Body) -> httpx2.Response:
-            sent = httpx2.Request(
-                "POST", request.url, headers=headers, json=form, extensions=request.extensions
-            )
-            try:
-                return servers.received(live.send(sent), self.settings)
-            except httpx2.TransportError as error:  # a key may stand in an address
-                raise type(error)(self.settings.scrub(str(error))) from None
-
-        if name not in self._refusals or not chat:
-            response = self.budget.spend(asked, lambda: send(asked))
-            if not (chat and servers.refused(response)):
-                return response
-        refusal = self._refusals.get(name) or response.text
-        plain = servers.plainer(asked, refusal)
-        response = self.budget.spend(plain, lambda: send(plain))
-        if response.is_success and name not in self._refusals:
-            self._refusals[name] = refusal
-            said = f"{name} refuses parts of our requests and gets plainer ones."
-            warnings.warn(said, servers.ServerWarning, 2)
-        return response
-
-    def _by_local_model(self, request: httpx2.Request, body: Body) -> httpx2.Response:
-        letters, log = request.headers.get(servers.LETTERS_HEADER), "local_model.log"
-        asked = servers.tightened(local_model.request(body), letters, texts=True)
-        answer = local_model.post(request.url.path, asked, self.settings.cache_dir / log)
-        self.stores.keep(body, answer, model=local_model.MODEL, server=local_model.SERVER)
-        headers, text = {"x-reply-source": "local"}, answer.content
-        return httpx2.Response(answer.status_code, headers=headers, content=text, request=request)
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self.live is not None:
-            self.live.close()
