@@ -1,12 +1,14 @@
-"""``%run course/tools/colab.py llamarec`` is how a set-up cell installs the course on Colab.
+"""The course on a Colab machine: a set-up cell fetches this file from GitHub and runs it.
 
-It installs the course and, where it is missing, Java 17, and says which data the notebooks will
-use. Nothing here runs anywhere else; only the standard library is used before the installation.
+The session is asked where the notebook comes from, the course is cloned from there and installed,
+and Java 17 where it is missing. Only the standard library is used before the installation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -14,26 +16,67 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import unquote
+from urllib.request import urlopen
 
-ROOT = Path(__file__).resolve().parents[1]
+# Fetched and executed, this text is no file; %run in a clone, it is.
+ROOT = Path(__file__).resolve().parents[1] if "__file__" in globals() else Path("course").resolve()
 # Colab's front end works with its own versions of these; other ones may break the next session.
 COLABS_OWN = {"ipykernel", "ipython", "ipywidgets", "jupyterlab"}
 JAVA = "import helpers.spark as s; print('Java', s.check_java().version)"
 DATA = "from helpers import data; print(data.locate().describe())"
+SOURCE = re.compile(r"github(?:\.com)?/([\w.-]+/[\w.-]+)/(?:blob|raw)/[\w.-]+/(?:notebooks|tools)/")
 
 
 class ColabError(RuntimeError):
-    """Something could not be installed; the message says what to do."""
+    """Something could not be done; the message says what to do, and stands without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython shows
+        return [str(self)]
 
 
-def prepare(extra: str = "") -> None:
-    """Install the course with extras of ``pyproject.toml`` (``"a,b"``), Java and data.
+def session() -> str:
+    """Return what Colab says of the notebook, its address and its text; it may say nothing."""
+    said = ""
+    with contextlib.suppress(Exception):  # neither way is official: both may change or go
+        server = f"http://{os.environ['COLAB_JUPYTER_IP']}:{os.environ['KMP_TARGET_PORT']}"
+        said += unquote(urlopen(f"{server}/api/sessions", timeout=9).read().decode())
+    with contextlib.suppress(Exception):
+        message = importlib.import_module("google.colab._message")
+        said += json.dumps(message.blocking_request("get_ipynb", timeout_sec=9))
+    return said
 
-    Raises:
-        ColabError: a package or Java could not be installed, or the runtime must be restarted.
-    """
+
+def fetch(said: str) -> None:
+    """Clone the course from where the notebook lies on GitHub, unless it is there already."""
+    if (ROOT / "pyproject.toml").is_file():
+        return
+    found = SOURCE.search(said)
+    if not found:
+        raise ColabError(
+            "Colab does not say where this notebook comes from: in a new cell, run\n"
+            "!git clone https://github.com/OWNER/REPO course\nwith your address, then this one."
+        )
+    address = f"https://github.com/{found[1]}"
+    print(f"1 of 3: fetching the course from {address}.")
+    _run("git", "clone", "--quiet", "--depth", "1", address, str(ROOT))
+    if not (ROOT / "pyproject.toml").is_file():
+        raise ColabError(f"{address} could not be fetched: git says why above.")
+
+
+def extras(said: str) -> str:
+    """Return the extras, ``"a,b"``, that the opening of the session's notebook asks for."""
+    named = re.search(r"\d\d_\w+\.ipynb", said)
+    for path in ROOT.glob(f"notebooks/**/{named[0] if named else '-'}"):
+        asked = re.search(r"pip install -e [^.]*\.\[([\w,]+)\]", path.read_text(encoding="utf-8"))
+        return asked[1] if asked else ""
+    return ""
+
+
+def install(extra: str = "") -> None:
+    """Install the course with extras of ``pyproject.toml`` (``"a,b"``), Java and data."""
     loaded = {name: metadata.version(name) for name in ("numpy", "pandas") if name in sys.modules}
-    print("Installing the course: two to five minutes, once per Colab machine.")
+    print("2 of 3: installing the packages, two to five minutes, once per Colab machine.")
     pip = (sys.executable, "-m", "pip", "install", "--quiet")
     if _run(*pip, *requirements(extra)) or _run(*pip, "--no-deps", str(ROOT)):
         raise ColabError("pip could not install the course; its message stands above.")
@@ -41,6 +84,7 @@ def prepare(extra: str = "") -> None:
         print("Without the small local LLM: there is no build of it for this machine.")
     importlib.invalidate_caches()
     os.environ["HELPERS_HOME"] = str(ROOT)
+    print("3 of 3: Java and the data.")
     if _run(sys.executable, "-c", JAVA):
         print("No suitable Java: installing Java 17 (half a minute).")
         _run("apt-get", "update", "-qq")
@@ -52,8 +96,7 @@ def prepare(extra: str = "") -> None:
     if _run(sys.executable, "-c", DATA):
         raise ColabError("The data are not usable; the message above says what to do.")
     changed = [name for name, version in loaded.items() if metadata.version(name) != version]
-    if changed:
-        # An imported module cannot be exchanged; mixing two versions fails much later, oddly.
+    if changed:  # an imported module cannot be exchanged; two versions mixed fail later, oddly
         raise ColabError(
             f"{' and '.join(changed)} had been imported before the installation renewed them: "
             "choose Runtime, Restart session, then run this cell again."
@@ -72,11 +115,12 @@ def requirements(extra: str = "") -> list[str]:
 def _run(*command: str) -> int:
     """Run a command, print its output (of a traceback the last line), return its exit status."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    output = done.stdout.strip()
-    if output:
+    if output := done.stdout.strip():
         print(output.splitlines()[-1] if output.startswith("Traceback") else output)
     return done.returncode
 
 
-if __name__ == "__main__":
-    prepare(*sys.argv[1:])
+if "google.colab" in sys.modules:
+    said = session()
+    fetch(said)
+    install(extras(said))

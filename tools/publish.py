@@ -1,16 +1,20 @@
 """The navigation bars, and the repository's address in every place that needs it.
 
-``Repository`` under ``[project.urls]`` in ``pyproject.toml`` holds the address, and
-``python tools/course.py stamp`` writes it into set-up cells (which fetch the course on Colab), bars
-and README. While there is no address the cells say what to do and there are no launch links.
+Nobody writes the address: it is ``Repository`` under ``[project.urls]`` in ``pyproject.toml`` where
+that is there, else what CI's environment says, else git's ``origin``. ``course.py stamp`` puts it
+into set-up cells (which fetch the course on Colab), bars and README.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import nbformat
 
@@ -19,40 +23,42 @@ from helpers.settings import Settings
 NAV = "<!--NAV-->"
 LAUNCH = "<!--LAUNCH-->"
 BRANCH = "main"
-ADDRESS = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
+IMAGE = "binder"  # the branch that Binder builds; a workflow moves it when the environment changes
+FORM = re.compile(r"(?:^|[/@])github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$")
 SET_UP_ENDS = "print(versions("  # here begins what differs from notebook to notebook
-NO_ADDRESS = (
-    "This copy does not know its address on GitHub yet, so it has no launch links. Write it into\n"
-    "`pyproject.toml` (`Repository` under `[project.urls]`), then `python tools/course.py stamp`."
-)
+NOT_FOUND = "Not found: git clone it, then %run REPO/tools/colab.py"
+NO_ADDRESS = "The first push to GitHub puts links to Binder and Colab here."
 
 
 class PublishError(ValueError):
-    """The address, or a file that should hold it, has not the expected form."""
+    """A file that should hold the address has not the expected form."""
 
 
 def repository(root: Path) -> str | None:
-    """Return the address, ``https://github.com/OWNER/REPO``, or ``None`` if there is none yet.
-
-    Raises:
-        PublishError: it is an address that Colab and Binder cannot launch.
-    """
+    """Return the address, ``https://github.com/OWNER/REPO``, or ``None`` if it is not known."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    address = project.get("urls", {}).get("Repository", "")
-    if address and not ADDRESS.fullmatch(address):
-        raise PublishError(
-            f"Repository in pyproject.toml is {address!r}; Colab and Binder want "
-            "https://github.com/OWNER/REPO."
-        )
-    return address or None
+    environment = "/".join(os.environ.get(f"GITHUB_{x}", "") for x in ("SERVER_URL", "REPOSITORY"))
+    command = ["git", "--git-dir", str(root / ".git"), "remote", "get-url", "origin"]
+    origin = ""
+    if shutil.which("git"):
+        origin = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    for text in (project.get("urls", {}).get("Repository", ""), environment, origin):
+        if found := FORM.search(text):
+            return f"https://github.com/{found[1]}"
+    return None
 
 
 def launch_links(address: str, notebook: str) -> dict[str, str]:
-    """Return where Colab and Binder open ``notebook``, a path from the repository's root."""
+    """Return where Colab and Binder open ``notebook``, a path from the repository's root.
+
+    Binder starts an image that is built once; nbgitpuller brings the course in it up to date.
+    """
     path = address.removeprefix("https://github.com/")
+    pull = {"repo": address, "branch": BRANCH, "targetpath": "course"}
+    pulled = urlencode(pull | {"urlpath": f"lab/tree/course/{notebook}"})
     return {
         "Colab": f"https://colab.research.google.com/github/{path}/blob/{BRANCH}/{notebook}",
-        "Binder": f"https://mybinder.org/v2/gh/{path}/{BRANCH}?urlpath=lab/tree/{notebook}",
+        "Binder": f"https://mybinder.org/v2/gh/{path}/{IMAGE}?urlpath={quote(f'git-pull?{pulled}')}",
     }
 
 
@@ -77,21 +83,25 @@ def write_bar(notebook: nbformat.NotebookNode, opening: str, closing: str) -> No
         cell.source = f"{body}\n\n{bar}"
 
 
-def set_up(address: str | None, extra: str = "") -> str:
-    """Return the beginning of a set-up cell, which fetches the course on Colab."""
-    first = "fetch the course first" if address else "first: %env COURSE_REPO=https://..."
-    return f'''if "google.colab" in str(get_ipython()):  # {first}
-    !test -d course || git clone -q --depth 1 "{address or "${COURSE_REPO:?}"}" course
-    {f"%run course/tools/colab.py {extra}".strip()}
+def set_up(address: str | None) -> str:
+    """Return the beginning of a set-up cell: on Colab it runs ``tools/colab.py`` from GitHub.
+
+    Without an address the session says where the notebook lies, which is beside ``tools``.
+    """
+    asked = "curl -s $COLAB_JUPYTER_IP:9000/api/sessions|grep -o git.*notebooks|xargs -I@ "
+    fetched = f"{asked}curl -sfL https://@/../tools/colab.py?raw=1"
+    if address:
+        fetched = f"curl -sfL {address}/raw/{BRANCH}/tools/colab.py"
+    return f"""if "google.colab" in str(get_ipython()):  # fetch and install the course
+    code = !{fetched}
+    exec(code.n or "raise SystemExit({NOT_FOUND!r})", {{}})
 from helpers.settings import versions  # missing? Say "make lab" or pip install -e .
 
-'''
+"""
 
 
 def write_set_up(notebook: nbformat.NotebookNode, address: str | None) -> None:
     """Renew the beginning of the set-up cell; its outputs and count stay.
-
-    The extra to install is the one that the opening asks for (``pip install -e ".[...]"``).
 
     Raises:
         PublishError: there is no set-up cell, or it prints no ``versions``.
@@ -99,16 +109,15 @@ def write_set_up(notebook: nbformat.NotebookNode, address: str | None) -> None:
     cells = [c for c in notebook.cells if "setup" in c.metadata.get("tags", [])]
     if len(cells) != 1 or SET_UP_ENDS not in cells[0].source:
         raise PublishError(f"One cell tagged 'setup' is wanted, that has {SET_UP_ENDS!r}.")
-    extra = re.search(r'pip install -e "\.\[([\w,]+)\]"', notebook.cells[0].source)
     own_part = cells[0].source[cells[0].source.index(SET_UP_ENDS) :]
-    cells[0].source = set_up(address, extra[1] if extra else "") + own_part
+    cells[0].source = set_up(address) + own_part
 
 
 def stamp(settings: Settings) -> str | None:
     """Write the address into all notebooks, their template and the README, and return it.
 
     Raises:
-        PublishError: the address has the wrong form, or a file lacks the place for it.
+        PublishError: a notebook lacks the place for it.
     """
     address = repository(settings.root)
     paths = sorted((settings.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))

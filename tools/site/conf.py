@@ -3,133 +3,128 @@
 Nothing is executed, and nothing on a page comes from another machine: it opens from disk.
 """
 
-from __future__ import annotations
-
-import io
+import json
 import re
+import shutil
 import sys
-from base64 import b64encode
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
-from docutils import nodes
-from matplotlib.mathtext import math_to_image
 from sphinx.application import Sphinx
+
+from helpers.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
+import page  # noqa: E402
 import publish  # noqa: E402
 
 ADDRESS = publish.repository(ROOT)
 NOTEBOOKS = [
     path.relative_to(ROOT).with_suffix("").as_posix()
-    for folder in ("notebooks", "notebooks/appendix")
-    for path in sorted((ROOT / folder).glob("*.ipynb"))
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")) + sorted(ROOT.glob("notebooks/*/*.ipynb"))
 ]
 DOCUMENTS = sorted(f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS += ["data/README", "data/replies/README", "data/sample/README", "CONTRIBUTING"]
 DOCUMENTS += ["CHANGELOG"]
-WIDGET = "application/vnd.jupyter.widget-view+json"
+MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg.js"
 
-project = "LLM-powered recommenders"
+project = html_title = "LLM-powered recommenders"
 author = "The contributors of this course"
 copyright = "the contributors of this course; text and figures CC BY 4.0"
+language = "en"
 extensions = ["myst_nb", "sphinx_design"]
 root_doc = "README"
-include_patterns = [
-    "README.md",
-    *(f"{name}.ipynb" for name in NOTEBOOKS),
-    *(f"{name}.md" for name in DOCUMENTS),
-]
-exclude_patterns = [".*", "build", "docs-build", "executed", "live", "shared", "src", "tests"]
-language = "en"
+include_patterns = [f"{name}.ipynb" for name in NOTEBOOKS]
+include_patterns += [f"{name}.md" for name in (root_doc, *DOCUMENTS)]
+exclude_patterns = [".*", "build", "shared", "src", "tests", "work"]
+templates_path = ["templates"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # widgets need a kernel; their script a network
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
+mathjax_path = MATHJAX.name
 
 html_theme = "sphinx_book_theme"
-html_title = project
-html_show_search_summary = False  # a page opened from disk may not read other files
-html_copy_source = False
-html_math_renderer = "mathtext"
-html_context = {"default_mode": "light"}
-html_theme_options = {"use_download_button": False, "navbar_persistent": []}
+html_static_path = ["static", str(MATHJAX), str(ROOT / "docs" / "05_slider.png")]
+html_css_files = ["site.css"]
+html_context = {"default_mode": "auto", "pages": ""}
+html_theme_options = {"navbar_persistent": [], "use_fullscreen_button": False}
 if ADDRESS:
-    html_theme_options |= {"repository_url": ADDRESS, "use_repository_button": True}
+    owner, name = ADDRESS.split("/")[-2:]
+    html_context["pages"] = f"https://{owner.lower()}.github.io/{name}/"
+    html_theme_options |= {"repository_url": ADDRESS, "repository_branch": publish.BRANCH}
+    html_theme_options |= {"use_repository_button": True, "use_source_button": True}
 
 
-def toctree(caption: str, names: list[str]) -> str:
-    """Return the contents that the sidebar shows."""
-    return f"\n\n```{{toctree}}\n:caption: {caption}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
+def front_page(text: str) -> str:
+    """Return the README as the site's first page: with doors instead of links, and contents."""
+    text = re.sub(rf"(- \*\*Read it.*?)?{publish.LAUNCH}.*{publish.LAUNCH}", "", text, flags=re.S)
+    title, opening, rest = text.split("\n\n", 2)
+    text = "\n\n".join([title, opening, (ROOT / "tools/site/doors.md").read_text("utf-8"), rest])
+    named = re.findall(r"\| \[(.*?)\]\((notebooks/\w+)\.ipynb\)", text)
+    entries = {path: f"{title} <{path}>" for title, path in named}
+    contents = {"Notebooks": [entries.get(name, name) for name in NOTEBOOKS], "More": DOCUMENTS}
+    for caption, names in contents.items():
+        text += f"\n```{{toctree}}\n:caption: {caption}\n:hidden:\n\n"
+        text += "\n".join([*names, "```\n"])
+    return text
 
 
-def as_on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
-    """Change what a site shows otherwise than GitHub: links to files, widgets, some cells."""
-    if name in NOTEBOOKS:
-        notebook = nbformat.reads(content[0], as_version=4)
-        for cell in notebook.cells:
-            tags = cell.metadata.get("tags", [])
-            hidden = {"solution": "hide-cell", "setup": "hide-input"}
-            cell.metadata["tags"] = [*tags, *(hidden[tag] for tag in tags if tag in hidden)]
-            for output in cell.get("outputs", []):
-                if WIDGET in output.get("data", {}):
-                    output.data = {"text/plain": "(Controls, which need a running kernel.)"}
-                elif alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
-                    # MyST reads a figure's alt text from here.
-                    cell.metadata["mystnb"] = {"image": {"alt": alt}}
-                elif named := re.search("<title>(.*)</title>", drawing(output)):
-                    cell.metadata["mystnb"] = {"image": {"alt": named[1]}}
-        content[0] = nbformat.writes(notebook)
+def on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
+    """Change what a site shows otherwise than GitHub: bars, some cells, widgets, a link."""
+    if name not in NOTEBOOKS:
+        # To Sphinx a notebook is a page; the template is a file to copy.
+        template = r"\[([^\]]*)\]\(([^)\s]*\btemplate\.ipynb)\)"
+        content[0] = re.sub(template, r"{download}`\1 <\2>`", content[0])
+        content[0] = front_page(content[0]) if name == root_doc else content[0]
         return
-    content[0] = re.sub(r"```mermaid\n", "```text\n", content[0])  # its script needs a network
-    # To Sphinx a notebook is a page; the template is a file to copy.
-    content[0] = re.sub(
-        r"\[([^\]]*)\]\(([^)\s]*\btemplate\.ipynb)\)", r"{download}`\1 <\2>`", content[0]
-    )
-    if name == root_doc:
-        content[0] += toctree("Notebooks", NOTEBOOKS) + toctree("Documents", DOCUMENTS)
+    notebook = nbformat.reads(content[0], as_version=4)
+    for cell in notebook.cells:
+        cell.source = re.sub(rf"\n*{publish.NAV}\n*.*", "", cell.source)  # the theme has its own
+        tags = cell.metadata.setdefault("tags", [])
+        tags += ["hide-cell"] * ("solution" in tags) + ["hide-input"] * ("setup" in tags)
+        for output in cell.get("outputs", []):
+            shown = output.get("data", {})
+            alts = re.findall("<title>(.*)</title>", shown.get("image/svg+xml", ""))
+            alts += [png.alt for png in output.get("metadata", {}).values() if "alt" in png]
+            if alts:  # MyST reads a figure's alt text from here
+                cell.metadata["mystnb"] = {"image": {"alt": alts[0]}}
+            if "application/vnd.jupyter.widget-view+json" in shown:
+                output.data = {"text/plain": "(Controls, which need a running kernel.)"}
+    content[0] = nbformat.writes(notebook)
 
 
-def drawing(output: nbformat.NotebookNode) -> str:
-    """Return the SVG of an output, or nothing."""
-    return output.get("data", {}).get("image/svg+xml", "")
+def with_buttons(app: Sphinx, name: str, _: str, context: dict, tree: object) -> None:
+    """Add launch buttons to a notebook's page, and what finds excerpts to the search."""
+    if ADDRESS and name in NOTEBOOKS:
+        links = publish.launch_links(ADDRESS, f"{name}.ipynb").items()
+        group = {"type": "group", "icon": "fas fa-rocket", "tooltip": "Run it", "label": "launch"}
+        group["buttons"] = [{"type": "link", "text": place, "url": url} for place, url in links]
+        context["header_buttons"].append(group)
+    for script in ("texts.js", "search.js") * (name == "search"):
+        app.add_js_file(script)
 
 
-# What TeX knows and matplotlib does not, and what stands in for it.
-TEX = ((r"\\tag\{(\d+)\}", r"\\qquad (\1)"), (r"\\[lr]Vert", r"\\Vert "), (r"\\[Bb]ig[lr]?\b", ""),
-       (r"\\tfrac", r"\\frac"), (r"\s+", " "))  # fmt: skip
-
-
-def formula(translator: nodes.NodeVisitor, node: nodes.math) -> None:
-    """Draw a formula with matplotlib (MathJax is not on the package index), or show its TeX."""
-    drawn, text = io.BytesIO(), node.astext()
-    for pattern, instead in TEX:
-        text = re.sub(pattern, instead, text)
-    try:
-        depth = math_to_image(f"${text}$", drawn, dpi=72, format="svg")
-    except ValueError:  # a matrix
-        translator.body.append(f"<code>{translator.encode(node.astext())}</code>")
-        raise nodes.SkipNode from None
-    source = f"data:image/svg+xml;base64,{b64encode(drawn.getvalue()).decode()}"
-    translator.body.append(
-        f'<img class="formula" src="{source}" alt="{translator.attval(node.astext())}" '
-        f'style="vertical-align: -{depth}px; background: white">'
-    )
-    raise nodes.SkipNode
-
-
-def front_page(app: Sphinx, error: Exception | None) -> None:
-    """Let the site open at ``index.html``."""
-    if not error:
-        refresh = '<meta http-equiv="refresh" content="0; url=README.html">'
-        (Path(app.outdir) / "index.html").write_text(refresh, encoding="utf-8")
+def finish(app: Sphinx, error: Exception | None) -> None:
+    """Let the site open at ``index.html``; add the search's texts and the page to play with."""
+    if error:
+        return
+    output, texts = Path(app.outdir), {}
+    for name in app.env.found_docs:
+        article = (output / f"{name}.html").read_text("utf-8").partition("<article")[2]
+        main = f"<{article.partition('</article>')[0]}"
+        texts[name] = re.sub(r"(?s)<(style|script)\b.*?</\1>|<(?!/?section)[^>]*>", "", main)
+    (output / "_static/texts.js").write_text(f"const texts = {json.dumps(texts)};", "utf-8")
+    shutil.copyfile(output / "README.html", output / "index.html")
+    page.write(output / "page", Settings.from_env())
 
 
 def setup(app: Sphinx) -> None:
     """Connect what stands above."""
-    app.add_html_math_renderer("mathtext", (formula, None), (formula, None))
-    app.connect("source-read", as_on_the_site)
-    app.connect("build-finished", front_page)
+    app.connect("source-read", on_the_site)
+    app.connect("html-page-context", with_buttons, priority=900)  # after the theme's buttons
+    app.connect("build-finished", finish)
