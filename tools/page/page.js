@@ -167,7 +167,8 @@ function drawCards() {
   fill("cards", $("cards").firstElementChild,
     ...part("Ranked with reasons", found.filter(({ core }) => core)),
     ...part("Ranked, with hidden ratings to check", found.filter(({ core }) => !core)));
-  write("count", wanted.length ? `${found.length} of ${people.length} people` : `${people.length} people`);
+  const heads = (some) => new Set(some.map(({ id }) => id)).size; // some stand in both parts
+  write("count", `${wanted.length ? `${heads(found)} of ` : ""}${heads(people)} people`);
 }
 
 function choose(place) {
