@@ -37,25 +37,14 @@ Lower case only: a title such as Children of Men may be cited.
 
 
 def genres_named(text: str, catalogue: Iterable[str] = ()) -> set[str]:
-    """Return the genres that ``text`` names, spelled as in ``catalogue`` where they are there.
+    """Return the genres that ``text`` names: :data:`GENRE_WORDS` with any ending, or as listed.
 
-    A genre of the catalogue counts when it stands in the text as it is, such as ``Children's`` or
-    ``(no genres listed)``; the words of :data:`GENRE_WORDS` count with any ending.
+    A genre of ``catalogue`` counts when it stands in the text as it is.
     """
-    lower, named = text.lower(), set()
-    spelling = {_bare(genre): genre for genre in catalogue}
-    for genre in sorted(spelling.values(), key=len, reverse=True):
-        shorter = re.sub(rf"(?<!\w){re.escape(genre.lower())}(?!\w)", " ", lower)
-        if shorter != lower:
-            named.add(genre)
-            lower = shorter
-    words = (genre for word, genre in GENRE_WORDS.items() if re.search(rf"\b{word}", lower))
-    return named | {spelling.get(_bare(genre), genre) for genre in words}
-
-
-def _bare(genre: str) -> str:
-    """Return what the spellings of a genre share: ``Children's`` and ``Children`` are one."""
-    return re.sub(r"['’]s$|[\W_]", "", genre.lower())
+    lower = text.lower()
+    listed = {g for g in catalogue if re.search(rf"(?<!\w){re.escape(g.lower())}(?!\w)", lower)}
+    words = {genre for word, genre in GENRE_WORDS.items() if re.search(rf"\b{word}", lower)}
+    return listed | words
 
 
 def years_named(text: str) -> tuple[int, int] | None:
@@ -86,13 +75,13 @@ def audit_profile(profile: Profile, liked: pd.DataFrame, disliked: pd.DataFrame)
         One row per claim, the summary first: ``field, claim, movie_ids, verdict, why``.
     """
     catalogue: set[str] = set("|".join([*liked["genres"], *disliked["genres"]]).split("|"))
-    rows = [("summary", profile.summary, [], *_verdict(_person(profile.summary)))]
+    fault = _person(profile.summary)
+    rows = [("summary", profile.summary, [], "flagged" if fault else "cited", fault)]
     for field in ("genres", "eras", "themes", "dislikes"):
         allowed = (disliked if field == "dislikes" else liked).set_index("movieId")
         for claim in getattr(profile, field):
-            fault = _citation_fault(field, claim, allowed)
-            holds, what = (None, "") if fault else _support(field, claim, allowed, catalogue)
-            rows.append((field, claim.name, claim.movie_ids, *_verdict(fault or what, holds)))
+            verdict, why = _judged(field, claim, allowed, catalogue)
+            rows.append((field, claim.name, claim.movie_ids, verdict, why))
     return pd.DataFrame(rows, columns=["field", "claim", "movie_ids", "verdict", "why"])
 
 
@@ -101,45 +90,35 @@ def _person(text: str) -> str:
     return f"speaks of the person ({match[0]!r})" if match else ""
 
 
-def _citation_fault(field: str, claim: Claim, allowed: pd.DataFrame) -> str:
-    outside = [movie_id for movie_id in claim.movie_ids if movie_id not in allowed.index]
-    if not claim.movie_ids:
-        return "cites no movie"
-    if outside:
-        return (
-            f"cites movies outside the {'dislikes' if field == 'dislikes' else 'likes'}: {outside}"
-        )
-    return _person(claim.name) if field in {"genres", "eras"} else ""
-
-
-def _support(
+def _judged(
     field: str, claim: Claim, allowed: pd.DataFrame, catalogue: set[str]
-) -> tuple[pd.Series | None, str]:
-    """Return which cited movies have what the claim names, and that in words."""
+) -> tuple[str, str]:
+    """Return the verdict on a claim, and why."""
+    if not claim.movie_ids:
+        return "flagged", "cites no movie"
+    if outside := [movie_id for movie_id in claim.movie_ids if movie_id not in allowed.index]:
+        lists = "dislikes" if field == "dislikes" else "likes"
+        return "flagged", f"cites movies outside the {lists}: {outside}"
+    if field in {"genres", "eras"} and (fault := _person(claim.name)):
+        return "flagged", fault
+    if field == "themes":
+        return "cited", ""
     cited = allowed.loc[claim.movie_ids]
     if field == "eras":
-        span = years_named(claim.name)
-        if span is None:
-            return None, "names no year"
-        return cited["title"].map(year_of).between(*span), "from these years"
-    # In free text "unknown" is a word like any other, and of several genres one is enough.
-    free = field != "genres"
-    genres = genres_named(claim.name, catalogue - NO_GENRE if free else catalogue)
-    if field == "themes" or not genres:
-        return None, "" if free else "names no genre of the catalogue"
-    has = cited["genres"].str.split("|").map(genres.intersection).map(len)
-    joined = (" or " if free else " and ").join(sorted(genres))
-    return has >= (1 if free else len(genres)), f"listed as {joined}"
-
-
-def _verdict(why: str, holds: pd.Series | None = None) -> tuple[str, str]:
-    if holds is None:
-        return ("flagged" if why else "cited"), why
-    text = f"{int(holds.sum())} of {len(holds)} cited movies are {why}"
-    return ("confirmed" if holds.mean() >= 0.5 else "flagged"), text
-
-
-# --- without an LLM ---------------------------------------------------------------------------
+        if (span := years_named(claim.name)) is None:
+            return "flagged", "names no year"
+        holds, what = cited["title"].map(year_of).between(*span), "from these years"
+    else:
+        # In free text "unknown" is a word like any other, and of several genres one is enough.
+        free = field == "dislikes"
+        genres = genres_named(claim.name, catalogue - NO_GENRE if free else catalogue)
+        if not genres:
+            return ("cited", "") if free else ("flagged", "names no genre of the catalogue")
+        has = cited["genres"].str.split("|").map(genres.intersection).map(len)
+        holds = has >= (1 if free else len(genres))
+        what = f"listed as {(' or ' if free else ' and ').join(sorted(genres))}"
+    verdict = "confirmed" if holds.mean() >= 0.5 else "flagged"
+    return verdict, f"{int(holds.sum())} of {len(holds)} cited movies are {what}"
 
 
 def taste_table(rated: pd.DataFrame, at_least: int = 3) -> pd.DataFrame:
