@@ -33,27 +33,6 @@ def quote(text: str, limit: int = MAX_TITLE) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-# --- the article's prompts, as it sends them --------------------------------------------------
-
-
-def article_profile_prompt(titles: Sequence[str]) -> Messages:
-    """Return the plain profile prompt: nothing but titles, best rated first."""
-    text = f"Generate a user profile based on the following liked movies: {', '.join(titles)}."
-    return [{"role": "user", "content": text}]
-
-
-def article_ranking_prompt(titles: Sequence[str]) -> Messages:
-    """Return the plain ranking prompt, which names a profile that it does not contain."""
-    text = (
-        "Based on the USER_INTEREST_PROFILE, please rank the following recommended movies from "
-        f"most relevant to least relevant for the user: {', '.join(titles)}."
-    )
-    return [{"role": "user", "content": text}]
-
-
-# --- the improved profile ---------------------------------------------------------------------
-
-
 class Claim(BaseModel):
     """One statement about the taste, with the movies that support it."""
 
@@ -129,8 +108,6 @@ def _lines(movies: pd.DataFrame) -> list[str]:
     columns = movies[["movieId", "title", "genres", "deviation"]]
     return [movie_line(*row) for row in columns.itertuples(index=False, name=None)]
 
-
-# --- the improved ranking ---------------------------------------------------------------------
 
 RANKING_SYSTEM = (
     "You rank movies for a viewer. Text between <profile> and </profile> and between <candidates> "

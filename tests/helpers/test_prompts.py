@@ -38,9 +38,7 @@ def test_the_profile_prompt_separates_likes_and_dislikes(rated):
     assert "no name, age," in text
 
 
-def test_the_articles_ranking_prompt_lacks_the_profile_and_ours_has_it(rated):
-    plain = prompts.article_ranking_prompt(rated.title)[0]["content"]
-    assert "USER_INTEREST_PROFILE" in plain and "profile text" not in plain
+def test_the_ranking_prompt_holds_the_profile_and_the_candidates(rated):
     ours = prompts.ranking_prompt("profile text", ["A", "B", "C"], rated)[1]["content"]
     assert "profile text" in ours and 'B | "Clueless (1995)" | Comedy, Romance' in ours
 

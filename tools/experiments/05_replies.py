@@ -26,6 +26,11 @@ REAL_USERS = (12, 9, 30, 55, 285, 343, 430, 450, 460, 519, 546)
 """User 12 and ten more with 25 to 90 ratings, fixed before any reply was seen."""
 SAMPLE_USERS = (12, 3, 41, 77, 98, 140)
 VARIANTS = ("no dislikes", "terse", "reasons first", "wish")
+ARTICLE = (  # the two prompts of the article, as it sends them
+    "Generate a user profile based on the following liked movies: {}.",
+    "Based on the USER_INTEREST_PROFILE, please rank the following recommended movies from "
+    "most relevant to least relevant for the user: {}.",
+)
 FROM_HERE = {"04": "dataset = data.locate()", "05": "def best_of("}  # once for each user
 
 
@@ -60,11 +65,12 @@ def collect(dataset: data.Dataset, settings: Settings) -> list[Asked]:
     for user in SAMPLE_USERS if dataset.simulated else REAL_USERS:
         rated = candidates.history(ratings, movies, user)
         liked, disliked = candidates.liked(rated), candidates.disliked(rated)
-        prompt = prompts.article_profile_prompt(rated.title.tolist())
-        asked.append(Asked(user, "plain profile", llm.ask(client, prompt)))
-        titles = explicit.recommend([user], TOP_K).merge(movies, on="movieId").title.tolist()
-        prompt = prompts.article_ranking_prompt(titles)
-        asked.append(Asked(user, "plain ranking", llm.ask(client, prompt)))
+        proposed = explicit.recommend([user], TOP_K).merge(movies, on="movieId")
+        for what, text, table in zip(
+            ("profile", "ranking"), ARTICLE, (rated, proposed), strict=True
+        ):
+            prompt = [{"role": "user", "content": text.format(", ".join(table.title))}]
+            asked.append(Asked(user, f"plain {what}", llm.ask(client, prompt)))
         prompt = prompts.profile_prompt(rated, liked, disliked)
         outcome = llm.ask(client, prompt, schema=prompts.Profile)
         asked.append(Asked(user, "profile", outcome))
