@@ -10,9 +10,10 @@ if dataset.verified and enough:
     assert (vector_family.verdict.str.startswith("not shown")).tolist() == [True, True, False, True]
     counts_of = fates.value_counts()
     assert counts_of["already rated"] > 10 * counts_of["not in the release"]
-    assert set(family.index[family.verdict == "better"]) == {
-        "LLM names movies - popularity", "LLM fused with counts - counts, dated"
-    }  # fmt: skip
+    assert list(family.index[family.verdict == "better"]) == ["LLM names movies - popularity"]
+    again = ev.compare_all(at_10, [("LLM fused with counts", "counts, dated")], draws)
+    assert again.verdict.str.contains("not shown").tolist() == [False, True]
+    assert set(draws["first draw"]).isdisjoint(draws["second draw"]) and len(some) == 200
     late = sum(
         movie.year > last_year[row_of[user]] for user, one in named.items() for movie in one.movies
     )
