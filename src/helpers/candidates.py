@@ -1,13 +1,12 @@
 """Candidate generation: what to recommend to whom, from factors or from simple counts.
 
-Notebook 03 writes it out: the path for one user in Spark, then seen movies masked and predictions
-shrunk for all users at once in two factor matrices, which is what stands here.
+Notebook 03 writes it out: the path for one user in Spark, then seen movies masked for all users at
+once in two factor matrices, which is what stands here. Its remedies stand in its cells alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -23,20 +22,6 @@ class NoCandidatesError(LookupError):
     """Nothing can be recommended to this user; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Remedy:
-    """How scores are corrected before the best are taken.
-
-    ``min_support`` hides movies with fewer training ratings; ``shrinkage`` is the ``k`` of
-    ``n / (n + k)``, by which the distance of a prediction from the user's mean is multiplied, where
-    ``n`` is the movie's number of training ratings.
-    """
-
-    name: str
-    min_support: int = 0
-    shrinkage: float = 0.0
-
-
 class Recommender:
     """Top-N lists for all users from an ALS model, movies that a user has rated removed.
 
@@ -44,22 +29,13 @@ class Recommender:
         factors: the model's factors.
         train: ratings the model was fitted on (``userId, movieId, rating``); gives the support.
         seen: pairs (``userId, movieId``) never to recommend; usually all known ratings.
-        remedy: correction of the scores; none by default.
     """
 
-    def __init__(
-        self,
-        factors: Factors,
-        train: pd.DataFrame,
-        seen: pd.DataFrame,
-        remedy: Remedy | None = None,
-    ) -> None:
+    def __init__(self, factors: Factors, train: pd.DataFrame, seen: pd.DataFrame) -> None:
         """Index the tables once; every call after this is array work."""
-        self.remedy, self._factors = remedy or Remedy("plain"), factors
+        self._factors = factors
         support = train.groupby("movieId").size().reindex(factors.movies, fill_value=0)
-        means = train.groupby("userId")["rating"].mean().reindex(factors.users)
         self._support = support.to_numpy()
-        self._means = means.fillna(train["rating"].mean()).to_numpy(dtype=np.float32)
         inside = seen["movieId"].isin(factors.movies) & seen["userId"].isin(factors.users)
         rows = np.searchsorted(factors.users, seen.loc[inside, "userId"])
         columns = np.searchsorted(factors.movies, seen.loc[inside, "movieId"])
@@ -67,14 +43,15 @@ class Recommender:
         self._seen = csr_array((np.ones(len(rows)), (rows, columns)), shape)
 
     def scores(self, users: Sequence[int] | None = None) -> np.ndarray:
-        """Return corrected scores, shape (n_users, n_movies); minus infinity marks the excluded.
+        """Return scores, shape (n_users, n_movies); minus infinity marks what a user has seen.
 
         Raises:
             NoCandidatesError: a user is not in the model.
         """
-        rows, model = self._rows(users), self._factors
-        numbers = self._means[rows], self._support, self.remedy, self._seen[rows].nonzero()
-        return corrected_scores(model.user_factors[rows], model.movie_factors, *numbers)
+        rows = self._rows(users)
+        scores = self._factors.user_factors[rows] @ self._factors.movie_factors.T
+        scores[self._seen[rows].nonzero()] = -np.inf
+        return scores
 
     def recommend(self, users: Sequence[int] | None = None, n: int = 10) -> pd.DataFrame:
         """Return the ``n`` best movies of each user (all users by default), best first.
@@ -105,25 +82,6 @@ class Recommender:
                 f"{known[0]} to {known[-1]}: a new user needs ratings and a new fit."
             )
         return np.searchsorted(known, wanted)
-
-
-def corrected_scores(
-    user_factors: np.ndarray,
-    movie_factors: np.ndarray,
-    means: np.ndarray,
-    support: np.ndarray,
-    remedy: Remedy,
-    excluded: tuple[np.ndarray, np.ndarray],
-) -> np.ndarray:
-    """Correct scores of shape (n_users, n_movies); minus infinity at the excluded places."""
-    scores = user_factors @ movie_factors.T
-    if remedy.shrinkage:
-        mean = means[:, None]
-        weight = support / (support + remedy.shrinkage)
-        scores = mean + weight.astype(np.float32) * (scores - mean)
-    scores[:, support < remedy.min_support] = -np.inf
-    scores[excluded] = -np.inf
-    return scores
 
 
 def best_rows(

@@ -14,7 +14,7 @@ from pyspark.ml.recommendation import ALSModel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
-from helpers.candidates import NoCandidatesError, Remedy, best_rows, corrected_scores
+from helpers.candidates import NoCandidatesError, best_rows
 from research import parquet
 
 LISTS_SCHEMA = "userId int, rank int, movieId int, score float, support int"
@@ -28,7 +28,6 @@ def recommend_all(
     train: DataFrame,
     seen: DataFrame,
     n: int = 100,
-    remedy: Remedy | None = None,
     *,
     buckets: int = parquet.BUCKETS,
 ) -> DataFrame:
@@ -43,39 +42,26 @@ def recommend_all(
         train: ratings the model was fitted on (``userId, movieId, rating``).
         seen: pairs (``userId, movieId``) never to recommend.
         n: length of a list; a user with fewer movies left gets a shorter one.
-        remedy: correction of the scores; none by default.
         buckets: user ``u`` is in the result's partition ``u % buckets``.
     """
-    remedy = remedy or Remedy("plain")
     counts = train.groupBy(F.col("movieId").alias("id")).agg(F.count(F.lit(1)).alias("support"))
     movies = model.itemFactors.join(counts, "id", "left").fillna({"support": 0})
-    movies = movies.where(F.col("support") >= remedy.min_support).toPandas().sort_values("id")
+    movies = movies.toPandas().sort_values("id")
     ids, support = movies["id"].to_numpy(), movies["support"].to_numpy()
     factors = np.array(movies["features"].to_list(), dtype=np.float32)
     size = max(1, SCORES_AT_ONCE // max(1, len(ids)))
 
     def ranked(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        """Rank the movies for users (``userId, features, seen, mean``), a block at a time."""
+        """Rank the movies for users (``userId, features, seen``), a block at a time."""
         blocks = (frame.iloc[i : i + size] for frame in frames for i in range(0, len(frame), size))
         for users in blocks if len(ids) else ():
-            scores = corrected_scores(
-                np.array(users["features"].to_list(), dtype=np.float32),
-                factors,
-                users["mean"].to_numpy(dtype=np.float32),
-                support,
-                remedy,
-                seen_places(users["seen"], ids),
-            )
+            scores = np.array(users["features"].to_list(), dtype=np.float32) @ factors.T
+            scores[seen_places(users["seen"], ids)] = -np.inf
             yield best_rows(scores, users["userId"].to_numpy(), ids, support, n)
 
     marks = seen.groupBy("userId").agg(F.collect_set("movieId").alias("seen"))
     users = model.userFactors.select(F.col("id").alias("userId"), "features")
-    users = users.join(marks, "userId", "left").withColumn("mean", F.lit(0.0))
-    if remedy.shrinkage:
-        overall = train.agg(F.avg("rating")).collect()[0][0]
-        means = train.groupBy("userId").agg(F.avg("rating").alias("mean"))
-        users = users.drop("mean").join(means, "userId", "left").fillna({"mean": overall})
-    placed = parquet.bucketed(users, buckets)
+    placed = parquet.bucketed(users.join(marks, "userId", "left"), buckets)
     return placed.drop("bucket").mapInPandas(ranked, LISTS_SCHEMA)
 
 
@@ -99,7 +85,5 @@ def save_lists(
         {"candidates": lists}, folder, buckets=buckets, order=("userId", "rank")
     )
     if not saved.rows["candidates"]:
-        raise NoCandidatesError(
-            "No user has a movie left that could be recommended: lower the minimum support."
-        )
+        raise NoCandidatesError("No user has a movie left that could be recommended.")
     return saved

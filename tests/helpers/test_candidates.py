@@ -1,4 +1,4 @@
-"""Candidates: nothing seen is recommended, remedies do what they say, dead ends are named."""
+"""Candidates: nothing seen is recommended, and dead ends are named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from helpers.als import Factors
 from helpers.candidates import (
     NoCandidatesError,
     Recommender,
-    Remedy,
     disliked,
     history,
     liked,
@@ -59,19 +58,6 @@ def test_ties_go_to_the_lower_id():
     factors = Factors(np.array([1]), np.arange(5), np.ones((1, 1)), np.ones((5, 1)))
     train = pd.DataFrame({"userId": [1], "movieId": [0], "rating": [3.0]})
     assert Recommender(factors, train, train).recommend(n=2).movieId.tolist() == [1, 2]
-
-
-def test_minimum_support_and_shrinkage(world):
-    factors, train = world
-    some = Recommender(factors, train, train, Remedy("m", min_support=2)).recommend(n=3)
-    assert (some.support >= 2).all()
-    plain = Recommender(factors, train, train).scores([5])
-    shrunk = Recommender(factors, train, train, Remedy("s", shrinkage=3)).scores([5])
-    n = train.groupby("movieId").size().reindex(factors.movies, fill_value=0).to_numpy()
-    mean = train.rating[train.userId == 5].mean()
-    free = np.isfinite(plain[0])
-    wanted = mean + n / (n + 3) * (plain[0] - mean)
-    np.testing.assert_allclose(shrunk[0][free], wanted[free], rtol=1e-5)
 
 
 def test_dead_ends_are_one_sentence(world):

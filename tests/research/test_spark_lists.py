@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from helpers.als import Factors
-from helpers.candidates import NoCandidatesError, Recommender, Remedy
+from helpers.candidates import NoCandidatesError, Recommender
 from research import parquet, spark_lists
 from research.spark_lists import LISTS_SCHEMA, recommend_all, save_lists
 
@@ -42,19 +42,14 @@ def tables(spark, n_users: int, n_movies: int = 30, seed: int = 0):
     return Model(), factors, train, ratings
 
 
-@pytest.mark.parametrize(
-    "remedy",
-    [Remedy("plain"), Remedy("support", min_support=9), Remedy("both", 5, 10.0)],
-    ids=lambda remedy: remedy.name,
-)
-def test_lists_made_inside_spark_are_those_of_the_recommender(spark, remedy, monkeypatch):
+def test_lists_made_inside_spark_are_those_of_the_recommender(spark, monkeypatch):
     model, factors, train, ratings = tables(spark, 40)
     monkeypatch.setattr(spark_lists, "SCORES_AT_ONCE", 100)  # blocks of three users
     # Movies that were never rated, seen by users the model does not know, change nothing.
     seen = ratings.union(spark.createDataFrame([(5, 999, 1.0), (4, 11, 1.0)], ratings.schema))
-    got = recommend_all(model, ratings, seen, 6, remedy, buckets=3).toPandas()
+    got = recommend_all(model, ratings, seen, 6, buckets=3).toPandas()
     got = got.sort_values(["userId", "rank"], ignore_index=True)
-    wanted = Recommender(factors, train, train, remedy).recommend(n=6)
+    wanted = Recommender(factors, train, train).recommend(n=6)
     pd.testing.assert_frame_equal(got, wanted, check_dtype=False, rtol=1e-5)
     assert 5 not in set(got["userId"]) and (got["userId"] == 8).sum() == 6
 
@@ -79,7 +74,7 @@ def test_nothing_that_grows_with_the_users_is_collected(spark, tmp_path, monkeyp
     for n_users in (35, 140):
         model, factors, _, ratings = tables(spark, n_users)
         taken.clear()
-        lists = recommend_all(model, ratings, ratings, 6, Remedy("pull", 0, 10.0), buckets=2)
+        lists = recommend_all(model, ratings, ratings, 6, buckets=2)
         rows[n_users] = save_lists(lists, tmp_path / str(n_users), buckets=2).rows["candidates"]
         most[n_users] = sum(taken)
         assert max(taken) == len(factors.movies)  # their factors, once
@@ -97,6 +92,5 @@ def test_saved_lists_are_read_for_one_user(spark, tmp_path):
     got = parquet.read_table(spark, tmp_path, "candidates", LISTS_SCHEMA, users=[11], buckets=4)
     got = got.orderBy("rank").toPandas()
     pd.testing.assert_frame_equal(got, wanted, check_dtype=False, rtol=1e-5)
-    with pytest.raises(NoCandidatesError, match="lower the minimum support"):
-        none = recommend_all(model, ratings, ratings, 6, Remedy("all hidden", 999))
-        save_lists(none, tmp_path / "none")
+    with pytest.raises(NoCandidatesError, match="No user has a movie left"):
+        save_lists(lists.where("rank > 6"), tmp_path / "none")

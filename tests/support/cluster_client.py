@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pyspark.ml.evaluation import RegressionEvaluator
 
-from helpers import als, candidates, data
+from helpers import als, data
 from helpers.spark import get_spark
 from research import parquet, spark_lists
 
@@ -43,8 +43,7 @@ def main(folder: Path, watched: bool) -> None:
         threading.Thread(target=announce, args=(spark,), daemon=True).start()
     model = als.make_als(6, 0.1, max_iter=6, blocks=2).fit(parts[0])
     evaluator = RegressionEvaluator(labelCol="rating")
-    remedy = candidates.Remedy("both", min_support=5, shrinkage=10.0)
-    lists = spark_lists.recommend_all(model, parts[0], ratings, 20, remedy, buckets=BUCKETS)
+    lists = spark_lists.recommend_all(model, parts[0], ratings, 20, buckets=BUCKETS)
     saved = spark_lists.save_lists(lists, folder / "lists", buckets=BUCKETS)
     stored = parquet.read_table(
         spark, folder / "lists", "candidates", spark_lists.LISTS_SCHEMA, buckets=BUCKETS
