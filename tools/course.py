@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import copies
 import nbformat
 import page
 import pandas as pd
@@ -217,9 +218,9 @@ def write_slides(settings: Settings) -> int:
 
 
 def write_copies(settings: Settings) -> int:
-    """Write notebooks without outputs and solutions into ``build/live``."""
+    """Write skeletons of the notebooks into ``build/live``."""
     target = settings.root / "build" / "live"
-    slides.write_live_copies(notebooks(settings), target)
+    copies.write_live_copies(notebooks(settings), target)
     print(f"The notebooks for live coding are in {target}/.")
     return 0
 
@@ -356,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C. What was finished is kept.", file=sys.stderr)
         return 130
-    except (SettingsError, JavaError, data.DataError, publish.PublishError,
+    except (SettingsError, JavaError, data.DataError,
             NotebookFailedError, OSError) as error:  # fmt: skip
         print(error, file=sys.stderr)
         return 1

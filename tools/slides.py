@@ -1,4 +1,4 @@
-"""Decks and copies for the room, made from the notebooks' saved outputs; nothing is executed.
+"""Decks for the room, made from the notebooks' saved outputs; nothing is executed.
 
 ``decks/decks.yaml`` lists the slides and the plans of ``docs/teaching.md`` that show them. A slide
 is a headline and what ``show`` names, by a cell's id: ``figure``, ``table``, ``output``, ``code``,
@@ -8,13 +8,11 @@ in the outputs of a cell, so no number is typed twice. reveal.js comes with sphi
 
 from __future__ import annotations
 
-import copy
 import html
 import importlib.util
 import re
 import textwrap
 from base64 import b64encode
-from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
@@ -30,11 +28,6 @@ from pygments.lexers import PythonLexer
 
 PLANS = (60, 120, 180)
 DECKS = Path(__file__).with_name("decks")
-SOLUTION = re.compile(  # beside its exercise, the link to it, or all of them in the last section
-    r"\n*<details><summary>Solution</summary>.*?</details>|\n*\[Solution\]\(#solution-\d+\)"
-    r"|\n*^##+ Solutions?\b(?:(?!\n## |<!--NAV-->).)*",
-    re.DOTALL | re.MULTILINE,
-)
 
 
 class SlideError(ValueError):
@@ -190,26 +183,3 @@ def write_decks(root: Path, target: Path) -> None:
     builder = Builder(root)
     for minutes in PLANS:
         (target / f"{minutes}_minutes.html").write_text(deck(builder, minutes), encoding="utf-8")
-
-
-def live_copy(notebook: NotebookNode) -> NotebookNode:
-    """Return the notebook without outputs and without solutions, to be coded before an audience.
-
-    Solution cells and collapsed solutions go; prose, hints and ``# Your code here`` stay.
-    """
-    live = copy.deepcopy(notebook)
-    live.cells = [c for c in live.cells if "solution" not in c.metadata.get("tags", [])]
-    for cell in live.cells:
-        if cell.cell_type == "markdown":
-            cell.source = SOLUTION.sub("", f"\n{cell.source}").strip("\n")
-        else:
-            cell.outputs, cell.execution_count = [], None
-    live.cells = [cell for cell in live.cells if cell.source.strip()]
-    return live
-
-
-def write_live_copies(paths: Sequence[Path], target: Path) -> None:
-    """Write :func:`live_copy` of each notebook into ``target``."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        nbformat.write(live_copy(nbformat.read(path, as_version=4)), target / path.name)

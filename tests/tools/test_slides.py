@@ -1,11 +1,9 @@
-"""Decks and live-coding copies: what goes where, and that it fits the screen."""
+"""Decks: little on a slide, nothing typed twice, and all of it fits the screen."""
 
 from __future__ import annotations
 
-import json
 import re
 
-import nbformat
 import pytest
 import yaml
 
@@ -13,7 +11,6 @@ from conftest import ROOT
 
 bs4 = pytest.importorskip("bs4", reason='needs the tools extra: pip install -e ".[tools]"')
 slides = pytest.importorskip("slides")
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ENTRIES = yaml.safe_load((slides.DECKS / "decks.yaml").read_text(encoding="utf-8"))
 NAMES = r"\{.*?\}|[Uu]ser 12|Llama 2|SmolLM2"  # what is found in outputs, and what is a name
 TOO_LARGE = """() => [...Reveal.getCurrentSlide().querySelectorAll('h2, div, div *')]

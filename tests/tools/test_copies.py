@@ -1,0 +1,93 @@
+"""Skeletons for live coding: what goes, what stays, and a check that gives nothing away."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import copies
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+SOURCE = '''\
+limit = 2
+total = sum(
+    [20, 22],
+)
+
+
+def double(number):
+    """Twice the number."""
+    return 2 * number
+
+
+print(total, double(total))'''
+SKELETON = '''\
+limit = 2
+total = ...  # TODO
+
+
+def double(number):
+    """Twice the number."""
+    ...  # TODO
+
+
+print(total, double(total))'''
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_copy_has_todos_with_checks_and_no_outputs_solutions_or_results(path):
+    notebook = nbformat.read(path, as_version=4)
+    live = copies.live_copy(notebook)
+    nbformat.validate(live)
+    code = [cell for cell in live.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    core = [cell for cell in notebook.cells if copies.taught(cell)]
+    assert len(core) in (range(3, 7) if path.name < "07" else range(1))
+    todos = {cell.id for cell in code if "# TODO" in cell.source}
+    assert todos == {cell.id for cell in core}
+    assert {cell.id for cell in code if cell.id.startswith("check-")} == {
+        f"check-{i}" for i in todos
+    }
+    text = "\n".join(cell.source for cell in live.cells)
+    before = "\n".join(cell.source for cell in notebook.cells)
+    assert "Solution" not in text and "Solution" in before
+    for kept in ("<summary>Hint", "# Your code here", "### Exercise", "<summary>Answer"):
+        assert text.count(kept) == before.count(kept) >= 2
+    headings = re.findall(r"^## (?!Solutions).*", before, re.MULTILINE)
+    assert re.findall(r"^## .*", text, re.MULTILINE) == headings
+
+
+def test_prose_that_tells_a_result_goes_and_what_leads_on_stays():
+    shown = new_code_cell("x()", outputs=[new_output("stream", text="0.197 of 3,446 movies\n")])
+    first = "It is half of them.\n\n- 0.197 is low.\n- Few is many.\n\nNext we try three."
+    cells = [new_markdown_cell("Before: three of 0.197."), shown, new_markdown_cell(first)]
+    cells += [
+        new_code_cell("y = 30"),
+        new_markdown_cell("By hand, 30. As in notebook 04.\n\n3,446!"),
+    ]
+    kept = [cell.source for cell in copies.live_copy(new_notebook(cells=cells)).cells]
+    assert kept[0] == "Before: three of 0.197." and kept[4] == "By hand, 30. As in notebook 04."
+    assert " ".join(kept[2].split()) == "- Few is many. Next we try three."
+
+
+def test_a_check_compares_with_the_course_and_says_one_sentence(tmp_path, monkeypatch, capsys):
+    assert copies.with_todo(SOURCE, {"total", "double"}) == SKELETON
+    tags = {"tags": ["taught:total", "taught:double"]}
+    output = new_output("stream", text="42 84\n")
+    cell = new_code_cell(SOURCE, id="sum", metadata=tags, outputs=[output])
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "01_a.ipynb")
+    monkeypatch.setattr(copies, "NOTEBOOKS", tmp_path)
+
+    def checked(**values) -> str:
+        monkeypatch.setattr(copies, "get_ipython", lambda: SimpleNamespace(user_ns=values))
+        copies.check("sum")
+        return capsys.readouterr().out
+
+    assert checked(total=42, double=lambda n: n + n).startswith("Right")
+    assert "shows '42 84', this shows '41 82'" in checked(total=41, double=lambda n: n + n)
+    assert checked(total=..., double=lambda n: n + n).startswith("Not yet: run the cells above")
