@@ -1,10 +1,13 @@
-"""The commands of tools/course.py: run, execute, tidy, batch, forget."""
+"""The commands of tools/course.py: run, lab, execute, tidy, batch, forget; and the set-up."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
 
+import bootstrap
 import course
 import nbformat
 import pytest
@@ -103,6 +106,47 @@ def test_a_known_fault_is_one_sentence(project, monkeypatch, capsys):
     monkeypatch.setenv("LLM_MODE", "banana")
     assert course.main(["forget"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_copies_follow_the_course_and_keep_what_a_learner_changed(project, monkeypatch, capsys):
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(project.root / "jupyter"))
+    for path in course.notebooks(project):
+        notebook = nbformat.read(path, 4)
+        nbformat.write(course.clean(notebook), path)
+    folder = course.refresh_copies(project)
+    first, second = (folder / path.name for path in course.notebooks(project))
+    assert not capsys.readouterr().out
+    version = course.KERNEL["language_info"]["version"]  # JupyterLab writes its own Python's
+    first.write_text(first.read_text().replace(version, "3.99.0"))
+    second.write_text(second.read_text().replace("6 * 7", "my own"))
+    for index in (0, 1):
+        write_code(project, index, "print('newer')")
+    for _ in range(2):
+        course.refresh_copies(project)
+        assert "newer" in first.read_text() and "my own" in second.read_text()
+        printed = capsys.readouterr().out
+        assert second.name in printed and first.name not in printed
+    second.unlink()
+    course.refresh_copies(project)
+    assert "newer" in second.read_text() and not capsys.readouterr().out
+
+
+def test_the_set_up_follows_the_locks_and_stops_where_pip_does(tmp_path, monkeypatch):
+    commands, answers = [], []
+
+    def run(command, **_):
+        commands.append(" ".join(command[1:]))
+        return subprocess.CompletedProcess(command, answers.pop(0) if answers else 0)
+
+    monkeypatch.setattr(bootstrap.subprocess, "run", run)
+    python = bootstrap.set_up(tmp_path)
+    assert python.is_relative_to(tmp_path) and commands[0] == f"-m venv {tmp_path}"
+    assert "--require-hashes -r requirements.lock" in commands[1] and len(commands) == 4
+    assert bootstrap.set_up(tmp_path) == python and len(commands) == 4
+    os.utime(tmp_path / ".ready", (0, 0))  # older than the locks
+    answers += [0, 7]
+    with pytest.raises(SystemExit, match="7"):
+        bootstrap.set_up(tmp_path)
 
 
 def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
