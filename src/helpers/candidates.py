@@ -57,8 +57,7 @@ class Recommender:
         """Return the ``n`` best movies of each user (all users by default), best first.
 
         Columns: ``userId, rank, movieId, score, support``. Scores are compared at five decimals and
-        ties go to the lower movieId, so that the last bits of a sum decide nothing. A user with
-        fewer than ``n`` movies left gets fewer.
+        ties go to the lower movieId. A user with fewer than ``n`` movies left gets fewer.
 
         Raises:
             NoCandidatesError: a user is not in the model, or none of the users has a movie left.
@@ -105,8 +104,8 @@ def viewer(
 ) -> tuple[int, str]:
     """Return ``user_id``, or the first user who can be shown instead, and a sentence that says why.
 
-    A user in ``known`` can be shown who has a row in ``train`` and has not rated all of its movies
-    (where ``train`` is given) and, with ``likes``, who liked a movie (see :func:`liked`).
+    A user in ``known`` can be shown who has a row in ``train``, if given, and has not rated all of
+    its movies and, with ``likes``, who liked a movie (see :func:`liked`).
 
     Raises:
         NoCandidatesError: there is no such user.

@@ -1,9 +1,9 @@
 """Metrics of ranked lists, and an interval for each.
 
-A list is a table with the columns ``userId``, ``rank`` (from 1) and ``movieId``; the relevant
-movies are a table with ``userId`` and ``movieId``. A user with a relevant movie but no list scores
-0: silence is not rewarded. Definitions: Järvelin and Kekäläinen 2002 for NDCG (binary gain,
-log2 discount), Voorhees 1999 for the reciprocal rank, Efron 1979 for the bootstrap.
+A list is a table with ``userId``, ``rank`` (from 1) and ``movieId``; relevant movies have
+``userId`` and ``movieId``. A user with a relevant movie but no list scores 0. Definitions: Järvelin
+and Kekäläinen 2002 for NDCG (binary gain, log2 discount), Voorhees 1999 for the reciprocal rank,
+Efron 1979 for the bootstrap.
 """
 
 from __future__ import annotations
@@ -35,15 +35,12 @@ class Interval:
 def per_user(lists: pd.DataFrame, relevant: pd.DataFrame, k: int = 10) -> pd.DataFrame:
     """Return recall, NDCG and reciprocal rank at ``k`` for every user in ``relevant``.
 
-    The result is indexed by ``userId`` with the columns ``recall``, ``ndcg`` and ``mrr``, each
-    between 0 and 1. Recall divides by min(k, number of relevant movies), so that a perfect list
-    scores 1 for users with many relevant movies too.
+    The result is indexed by ``userId``; its columns ``recall``, ``ndcg`` and ``mrr`` lie between 0
+    and 1. Recall divides by min(k, number of relevant movies), so that a perfect list scores 1.
 
     Raises:
-        ValueError: ``k`` is below 1, or a list holds a movie or a rank twice.
+        ValueError: a list holds a movie or a rank twice.
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1.")
     for key in ("movieId", "rank"):
         if lists.duplicated(["userId", key]).any():
             raise ValueError(f"A user's list holds the same {key} twice.")
@@ -51,10 +48,8 @@ def per_user(lists: pd.DataFrame, relevant: pd.DataFrame, k: int = 10) -> pd.Dat
     counts = wanted.groupby("userId").size()
     hits = lists.loc[lists["rank"] <= k].merge(wanted, on=["userId", "movieId"])
     hits["gain"] = 1 / np.log2(hits["rank"] + 1)
-    hits = hits.groupby("userId").agg(
-        n=("rank", "size"), first=("rank", "min"), gain=("gain", "sum")
-    )
-    hits = hits.reindex(counts.index)
+    sums = {"n": ("rank", "size"), "first": ("rank", "min"), "gain": ("gain", "sum")}
+    hits = hits.groupby("userId").agg(**sums).reindex(counts.index)
     best = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))])
     possible = np.minimum(counts, k)
     columns = {"recall": hits["n"] / possible, "ndcg": hits["gain"] / best[possible]}
@@ -64,24 +59,16 @@ def per_user(lists: pd.DataFrame, relevant: pd.DataFrame, k: int = 10) -> pd.Dat
 def score_table(
     lists: pd.DataFrame, relevant: pd.DataFrame, ks: tuple[int, ...] = (5, 10, 20)
 ) -> pd.DataFrame:
-    """Return ``MRR@k``, ``NDCG@k`` and ``Recall@k`` for every user in ``relevant``.
-
-    One row per user, one column per metric and ``k``; see :func:`per_user`.
-    """
-    columns = {}
+    """Return ``MRR@k``, ``NDCG@k`` and ``Recall@k`` (:func:`per_user`), a row for each user."""
+    names, tables = {"mrr": "MRR", "ndcg": "NDCG", "recall": "Recall"}, []
     for k in ks:
-        scores = per_user(lists, relevant, k)
-        for name, column in (("MRR", "mrr"), ("NDCG", "ndcg"), ("Recall", "recall")):
-            columns[f"{name}@{k}"] = scores[column]
-    return pd.DataFrame(columns)
+        scores = per_user(lists, relevant, k)[[*names]]
+        tables.append(scores.rename(columns=names).add_suffix(f"@{k}"))
+    return pd.concat(tables, axis="columns")
 
 
 def bootstrap_interval(values: np.ndarray | pd.Series, *, seed: int = 0) -> Interval:
-    """Return the mean of per-user ``values`` with its 95 % bootstrap interval (percentiles).
-
-    Raises:
-        ValueError: there is no value.
-    """
+    """Return the mean of per-user ``values`` with its 95 % bootstrap interval (percentiles)."""
     values = np.asarray(values, dtype=float)
     if values.size == 0:
         raise ValueError("An interval needs at least one user.")
@@ -94,8 +81,8 @@ def bootstrap_interval(values: np.ndarray | pd.Series, *, seed: int = 0) -> Inte
 class Difference:
     """A paired comparison over the same users: first minus second.
 
-    ``better`` and ``worse`` count the users for whom the first scores higher and lower; all others
-    tie. ``p_value`` is that of the two-sided sign test over the users who do not tie, 1 if all do.
+    ``better`` and ``worse`` count the users for whom the first scores higher and lower. ``p_value``
+    is that of the two-sided sign test over them, 1 if all users tie.
     """
 
     interval: Interval
@@ -114,12 +101,10 @@ class Difference:
 
 
 def compare(first: pd.Series, second: pd.Series) -> Difference:
-    """Compare per-user scores of two rankers: paired bootstrap and sign test.
-
-    Both are indexed by user; the same users must stand in both, in any order.
+    """Compare per-user scores, indexed by user: paired bootstrap and sign test.
 
     Raises:
-        ValueError: the users differ, or there is none.
+        ValueError: the users are not the same, or there is none.
     """
     delta = _differences(first, second)
     better, worse = int((delta > 0).sum()), int((delta < 0).sum())
@@ -154,11 +139,11 @@ class Pair:
 def paired(first: pd.Series, second: pd.Series, *, draws: int = 9999, seed: int = 0) -> Pair:
     """Compare two rankers on the metric itself, as the whole series does.
 
-    Both are indexed by user; the same users must stand in both, in any order. The signs of the
-    users' differences are exchanged at random (Fisher 1935), as if the two rankers were one.
+    Scores are indexed by user. The signs of the users' differences are exchanged at random (Fisher
+    1935), as if the two rankers were one.
 
     Raises:
-        ValueError: the users differ, or there is none.
+        ValueError: the users are not the same, or there is none.
     """
     delta = _differences(first, second)
     at = bootstrap_interval(delta, seed=seed)
