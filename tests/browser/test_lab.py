@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import shutil
 import time
+from dataclasses import replace
+from pathlib import Path
 
+import course
 import nbformat
 import pytest
-from browsers import shoot
+from browsers import offline_environment, serving, shoot
 from peak_memory import PeakMemory
 
 from conftest import ROOT
@@ -102,3 +107,42 @@ def test_run_all_and_every_control(path, calls, lab, page, sample_results):
     page.evaluate(SHUT_DOWN)
     memory.stop()
     assert 100 < memory.peak_mb < MEMORY_LIMIT_MB
+
+
+@pytest.fixture
+def course_lab(browser, tmp_path, settings, monkeypatch):
+    """JupyterLab as `make lab` opens it, on copies of its own."""
+    for name in ("notebooks", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "trusted"))
+    environment, token = offline_environment(tmp_path), "0123456789abcdef"
+    server = ["ip=127.0.0.1", "port={port}", "port_retries=0", "allow_root=True"]
+    options = [f"--ServerApp.{option}" for option in server]
+    options += ["--no-browser", f"--IdentityProvider.token={token}"]
+    options += ["--LabApp.expose_app_in_browser=True"]
+    command = course.lab_command(replace(settings, root=tmp_path), options)
+    with serving(command, "api", tmp_path, environment, token) as server:
+        yield server
+
+
+@pytest.mark.browser
+def test_make_lab_shows_a_trusted_copy_its_contents_and_no_news(course_lab, page, browser):
+    page.goto(course_lab.at("lab/tree/work/01_data_loading.ipynb"), timeout=60_000)
+    page.wait_for_function(READY, timeout=60_000)
+    page.get_by_text("The long tail").first.wait_for()  # in the table of contents
+    assert page.locator(".jp-TableOfContents").first.is_visible()
+    set_up = page.locator(".jp-CodeCell").first
+    assert set_up.locator(".jp-InputPlaceholder").is_visible()  # its source is hidden
+    assert page.locator(".jp-OutputArea svg").first.is_visible()  # trusted
+    assert not page.locator(".jp-toast, .Toastify__toast").count() and not browser.refused
+    shoot(page, "make_lab")
+
+
+def test_links_and_pictures_lead_from_a_copy_where_they_lead_from_the_course():
+    for path in (ROOT / "notebooks").rglob("[0-9][0-9]_*.ipynb"):
+        place = ROOT / "work" / path.relative_to(ROOT / "notebooks")
+        for link in re.findall(
+            r"\]\((?!http)([\w./]+\.(?:md|png|ipynb|py|svg))", path.read_text(encoding="utf-8")
+        ):
+            target = os.path.normpath(place.parent / link)
+            assert Path(target.replace(str(ROOT / "work"), str(ROOT / "notebooks"))).exists(), link
