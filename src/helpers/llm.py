@@ -17,9 +17,9 @@ from openai.lib._parsing._completions import type_to_response_format_param
 from helpers import answers, local_model, servers
 from helpers.budget import Budget, estimate_tokens, preview  # noqa: F401 (notebooks use them)
 from helpers.outcomes import FAULTS, Outcome, fault_of, outcome_of, usable  # noqa: F401
-from helpers.replies import Body, CommittedStore  # noqa: F401
+from helpers.replies import Body, CommittedStore, LocalStore
 from helpers.settings import Settings, SettingsError
-from helpers.transport import RecordingTransport, Stores
+from helpers.transport import RecordingTransport
 
 PROVENANCE = "made by a Claude model from the prompt alone, see data/replies/README.md"
 
@@ -64,13 +64,13 @@ def describe(settings: Settings | None = None) -> str:
 
 
 def _answering(settings: Settings) -> tuple[str, str]:
-    """Return who answers first, and that in words; the stores are read once for both."""
+    """Return who answers first, and that in words."""
     if is_live(settings):
         return "live", f"live, {settings.llm_model}"
     if settings.llm_mode in {"auto", "recorded"}:
-        stores = Stores(settings)
-        sources = [f"recorded replies, {PROVENANCE}"] if stores.committed.all() else []
-        if models := stores.local.models():
+        committed = CommittedStore(settings.replies_dir)
+        sources = [f"recorded replies, {PROVENANCE}"] if committed else []
+        if models := LocalStore(settings.cache_dir / "replies.jsonl").models():
             sources.append(f"your own stored replies, by {', '.join(models)}")
         if sources:
             return "recorded", "; for the rest ".join(sources)

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +69,6 @@ class Reply:
         """The model that the response names."""
         return str(self.response.get("model", "unknown"))
 
-    @property
-    def origin(self) -> str:
-        """``stored`` for an earlier live reply, ``recorded`` for a committed one."""
-        return "stored" if self.source == LOCAL else "recorded"
-
 
 class StoreWarning(UserWarning):
     """A stored line could not be read and was skipped."""
@@ -88,6 +82,8 @@ def read_jsonl(path: Path) -> Iterator[Reply]:
 def _replies(lines: bytes, name: str, source: str) -> Iterator[Reply]:
     """Yield the replies whose key belongs to the request and whose response, if any, answers."""
     for number, line in enumerate(lines.splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             if record["key"] != request_key(record["request"]):
@@ -111,25 +107,17 @@ def write_jsonl(replies: Iterable[Reply], path: Path) -> int:
     return len(records)
 
 
-class CommittedStore:
-    """Reads every ``*.jsonl`` in a folder, which need not exist; once, on first use."""
+class CommittedStore(dict[str, Reply]):
+    """The replies in every ``*.jsonl`` of a folder, which need not exist, by key."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember the folder."""
-        self._folder = Path(folder)
-
-    @cached_property
-    def _index(self) -> dict[str, Reply]:
-        files = sorted(self._folder.glob("*.jsonl"))
-        return {reply.key: reply for path in files for reply in read_jsonl(path)}
-
-    def get(self, key: str) -> Reply | None:
-        """Return the reply to a request, or ``None``."""
-        return self._index.get(key)
+        """Read the files."""
+        paths = sorted(Path(folder).glob("*.jsonl"))
+        super().__init__((reply.key, reply) for path in paths for reply in read_jsonl(path))
 
     def all(self) -> list[Reply]:
         """Return all replies."""
-        return list(self._index.values())
+        return list(self.values())
 
 
 class LocalStore(AbstractContextManager):

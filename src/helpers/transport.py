@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import warnings
+from functools import cached_property, partial
 
 import httpx2
 import openai
@@ -12,36 +12,16 @@ import openai
 from helpers import local_model, servers
 from helpers.budget import Budget
 from helpers.outcomes import NoReply, usable
-from helpers.replies import Body, CommittedStore, LocalStore, PendingRequests, Reply, request_key
+from helpers.replies import (
+    LOCAL,
+    Body,
+    CommittedStore,
+    LocalStore,
+    PendingRequests,
+    Reply,
+    request_key,
+)
 from helpers.settings import Settings
-
-
-class Stores:
-    """Where a reply to a request is looked up: one order for all who ask."""
-
-    def __init__(self, settings: Settings, local: LocalStore | None = None) -> None:
-        """Open the course's local store unless another one is given."""
-        self.settings, self.committed = settings, CommittedStore(settings.replies_dir)
-        self.local = local or LocalStore(settings.cache_dir / "replies.jsonl")
-
-    def find(self, body: Body, *, model: str | None = None, server: str = "") -> Reply | None:
-        """Return a usable reply: the ``model``'s own, from ``server`` or from a batch.
-
-        Without ``model`` (nothing is live): a committed one, else the newest of the local store.
-        """
-        key, find = request_key(body), functools.partial(self.local.get, fault=usable)
-        if self.settings.llm_mode == "local":
-            return find(key, server=local_model.SERVER)
-        if model is not None:
-            return find(key, model=model, server=server) or find(key, model=model, server="batch")
-        return None if self.settings.llm_mode == "none" else self.committed.get(key) or find(key)
-
-    def keep(self, body: Body, response: httpx2.Response, *, model: str, server: str) -> None:
-        """Store an answer if it is usable."""
-        answer = servers.answer_of(response)
-        if answer is not None and not usable(body, answer):
-            asked = {name: body[name] for name in body if name not in {"model", "user"}}
-            self.local.put(asked, answer, model=model, server=server)
 
 
 class RecordingTransport(httpx2.BaseTransport):
@@ -52,13 +32,17 @@ class RecordingTransport(httpx2.BaseTransport):
         settings: Settings,
         live: httpx2.Client | None,
         budget: Budget,
-        stores: Stores | None = None,
+        store: LocalStore | None = None,
     ) -> None:
         """``live`` is a client that reaches a server, proxies and all; ``None``: records only."""
-        self.settings, self.live, self.budget = settings, live, budget
-        self.stores, self.local = stores or Stores(settings), False
-        self.pending = PendingRequests(settings.cache_dir / "pending.jsonl")
+        self.settings, self.live, self.budget, self.local = settings, live, budget, False
+        self.store = store or LocalStore(settings.cache_dir / "replies.jsonl")
         self._refusals: dict[str, str] = {}  # of each model that takes plainer requests only
+
+    @cached_property
+    def committed(self) -> CommittedStore:
+        """The course's replies, read when the first one is wanted."""
+        return CommittedStore(self.settings.replies_dir)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Answer one request.
@@ -72,22 +56,38 @@ class RecordingTransport(httpx2.BaseTransport):
         body = json.loads(request.read() or b"{}")
         if body.get("stream"):
             raise openai.OpenAIError("This client stores whole replies: leave stream out.")
-        server = f"{request.url.host}:{request.url.port or ''}"
-        asked = {"model": str(body.get("model", "")), "server": server}
-        if reply := self.stores.find(body, **(asked if self.live else {})):
-            headers = {"x-reply-source": reply.origin}
+        model, server = str(body.get("model", "")), f"{request.url.host}:{request.url.port or ''}"
+        if reply := self._find(body, model, server):
+            headers = {"x-reply-source": "stored" if reply.source == LOCAL else "recorded"}
             return httpx2.Response(200, headers=headers, json=reply.response, request=request)
         if self.live is not None:
             response = self._by_server(self.live, request, body)
-            self.stores.keep(body, response, **asked)
+            self._keep(body, response, model, server)
             return response
         if self.local:
             return self._by_local_model(request, body)
-        self.pending.add({name: body[name] for name in body if name != "model"})
+        pending = PendingRequests(self.settings.cache_dir / "pending.jsonl")
+        pending.add({name: body[name] for name in body if name != "model"})
         raise NoReply(
             "No reply to this request is recorded, and no LLM is configured: set OPENAI_BASE_URL, "
             "OPENAI_API_KEY and LLM_MODEL (see README.md); the request was noted as pending."
         )
+
+    def _find(self, body: Body, model: str, server: str) -> Reply | None:
+        """Return a usable reply: where a server is asked, that model's own, from it or a batch."""
+        key, find = request_key(body), partial(self.store.get, fault=usable)
+        if self.settings.llm_mode == "local":
+            return find(key, server=local_model.SERVER)
+        if self.live is not None:
+            return find(key, model=model, server=server) or find(key, model=model, server="batch")
+        return None if self.settings.llm_mode == "none" else self.committed.get(key) or find(key)
+
+    def _keep(self, body: Body, response: httpx2.Response, model: str, server: str) -> None:
+        """Store an answer if it is usable."""
+        answer = servers.answer_of(response)
+        if answer is not None and not usable(body, answer):
+            asked = {name: body[name] for name in body if name not in {"model", "user"}}
+            self.store.put(asked, answer, model=model, server=server)
 
     def _by_server(
         self, live: httpx2.Client, request: httpx2.Request, body: Body
@@ -125,7 +125,7 @@ class RecordingTransport(httpx2.BaseTransport):
         letters, log = request.headers.get(servers.LETTERS_HEADER), "local_model.log"
         asked = servers.tightened(local_model.request(body), letters, texts=True)
         answer = local_model.post(request.url.path, asked, self.settings.cache_dir / log)
-        self.stores.keep(body, answer, model=local_model.MODEL, server=local_model.SERVER)
+        self._keep(body, answer, local_model.MODEL, local_model.SERVER)
         headers, text = {"x-reply-source": "local"}, answer.content
         return httpx2.Response(answer.status_code, headers=headers, content=text, request=request)
 

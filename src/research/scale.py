@@ -207,11 +207,8 @@ def rank_users(
     settings = settings or Settings.from_env()
     budget = budget or Budget.of(settings)
     paced = PacedClient(Pace(limits or Limits()), concurrency) if llm.is_live(settings) else None
-    stores = llm.Stores(settings, store)
-    client = llm.connect(
-        settings, transport=llm.RecordingTransport(settings, paced, budget, stores)
-    )
-    client = client.with_options(max_retries=RETRIES)
+    transport = llm.RecordingTransport(settings, paced, budget, store)
+    client = llm.connect(settings, transport=transport).with_options(max_retries=RETRIES)
     options = {"model": llm.model(settings), "schema": ranking.LetterRanking, **options}
 
     def rank(person: ToRank) -> Ranked:

@@ -25,7 +25,7 @@ from research.standin import serve
 TEXTS = {
     "prose": "I would rather not choose.",
     "nobody": '{"ranking": ["Z"]}',
-    "cut": '{"ranking": ["B", "A',
+    "cut": '{"ranking": ["B',
 }
 LOG: list[tuple[float, int, int]] = []
 
