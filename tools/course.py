@@ -21,7 +21,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ import page
 import pandas as pd
 import publish
 import slides
+from jupyterlab.labapp import LabApp
 from jupyterlab_server.workspaces_handler import WorkspacesManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -157,15 +157,14 @@ def print_ranked_list(path: Path) -> None:
 def refresh_copies(settings: Settings) -> Path:
     """Bring the copies in ``work`` up to date and return the folder; what was changed there stays.
 
-    ``.course.json`` keeps what was written there, so that a change can be told. Saving a notebook
-    without running it is none: JupyterLab then writes no more than its Python's version.
+    ``.course.json`` keeps digests of what was written. To open and save a notebook is no change:
+    JupyterLab then writes no more than its Python's version.
     """
-    course, folder = settings.root / "notebooks", settings.root / "work"
+    folder, older, notary = settings.root / "work", [], NotebookNotary()
     record = folder / ".course.json"
     written: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
-    older, notary = [], NotebookNotary()
     for path in [*notebooks(settings), *appendices(settings)]:
-        name = path.relative_to(course).as_posix()
+        name = path.relative_to(settings.root / "notebooks").as_posix()
         copy, now = folder / name, _digest(path)
         if copy.exists() and _digest(copy) not in (now, written.get(name)):
             older += [name] if written.get(name) != now else []
@@ -176,7 +175,7 @@ def refresh_copies(settings: Settings) -> Path:
         written[name] = now
     record.write_text(json.dumps(written, indent=0))
     if older:
-        print(f"Changed by you, so kept, though older than the course: {', '.join(older)}. "
+        print(f"Kept, as you changed them, though the course has newer ones: {', '.join(older)}. "
               "Delete or rename a copy to get the new one.")  # fmt: skip
     return folder
 
@@ -185,43 +184,36 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(re.sub(rb'"version": "3[.\d]+"', b"", path.read_bytes())).hexdigest()
 
 
-def lab_command(settings: Settings, options: Sequence[str] = ()) -> list[str]:
-    """Return the command that opens JupyterLab on the copies, its table of contents beside them."""
+def lab_options(settings: Settings) -> list[str]:
+    """Return JupyterLab's options that open the copies, the table of contents beside them."""
     folder = refresh_copies(settings)
     places = WorkspacesManager(str(folder / ".lab"))  # not those of the learner's own projects
     if not places.load("default")["data"]:
-        left = {"visible": True, "collapsed": False, "current": "@jupyterlab/toc:plugin",
-                "widgets": ["@jupyterlab/toc:plugin"]}  # fmt: skip
-        layout = {"left": left, "relativeSizes": [0.2, 0.8, 0]}
-        first = {"data": {"layout-restorer:data": layout}, "metadata": {"id": "default"}}
-        places.save("default", json.dumps(first))
-    return [
-        sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={settings.root}",
-        f"--LabApp.workspaces_dir={folder / '.lab'}", f"--LabApp.app_settings_dir={LAB_SETTINGS}",
-        f"--LabApp.default_url=/lab/tree/work/{notebooks(settings)[0].name}", *options,
-    ]  # fmt: skip
+        contents = {"current": "@jupyterlab/toc:plugin", "widgets": ["@jupyterlab/toc:plugin"]}
+        left = {"visible": True, "collapsed": False, **contents}
+        layout = {"layout-restorer:data": {"left": left, "relativeSizes": [0.2, 0.8, 0]}}
+        places.save("default", json.dumps({"data": layout, "metadata": {"id": "default"}}))
+    lab = {"workspaces_dir": folder / ".lab", "app_settings_dir": LAB_SETTINGS,
+           "default_url": f"/lab/tree/work/{notebooks(settings)[0].name}"}  # fmt: skip
+    return [f"--ServerApp.root_dir={settings.root}", *(f"--LabApp.{k}={v}" for k, v in lab.items())]
 
 
-def write_page(settings: Settings) -> int:
-    """Write the page to play with into ``build/page``."""
-    written = page.write(settings.root / "build" / "page", settings)
-    print(f"The page is {written}: open it from disk.")
+def open_lab(settings: Settings) -> int:
+    """Open JupyterLab in this process, so that Ctrl-C ends it as usual."""
+    LabApp.launch_instance(lab_options(settings))
     return 0
 
 
-def write_slides(settings: Settings) -> int:
-    """Write a deck for each plan into ``build/slides``."""
-    target = settings.root / "build" / "slides"
-    slides.write_decks(settings.root, target)
-    print(f"The decks are in {target}/; S opens the presenter's window.")
-    return 0
-
-
-def write_copies(settings: Settings) -> int:
-    """Write skeletons of the notebooks into ``build/live``."""
-    target = settings.root / "build" / "live"
-    copies.write_live_copies(notebooks(settings), target)
-    print(f"The notebooks for live coding are in {target}/.")
+def build(settings: Settings, name: str) -> int:
+    """Write the page, the decks or the skeletons of the notebooks below ``build``."""
+    target = settings.root / "build" / {"copies": "live"}.get(name, name)
+    if name == "page":
+        page.write(target, settings)
+    elif name == "slides":
+        slides.write_decks(settings.root, target)
+    else:
+        copies.write_live_copies(notebooks(settings), target)
+    print(f"Written: {target}/")
     return 0
 
 
@@ -339,11 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     running.add_argument("--from", dest="first", default="01")
     running.add_argument("--to", dest="last", default="05")
     running.add_argument("--output", type=Path, default=Path("build/executed"))
-    add("lab", lambda s, o: subprocess.run(lab_command(s, o.options)).returncode).add_argument(
-        "options", nargs=argparse.REMAINDER, help="what JupyterLab itself takes"
-    )
-    for name, action in {"page": write_page, "slides": write_slides, "copies": write_copies,
-                         "forget": forget, "stamp": stamp}.items():  # fmt: skip
+    for name in ("page", "slides", "copies"):
+        add(name, lambda s, _, name=name: build(s, name))
+    for name, action in {"lab": open_lab, "forget": forget, "stamp": stamp}.items():
         add(name, lambda s, _, action=action: action(s))
     executing = add("execute", lambda s, o: execute_in_place(s, o.names))
     executing.add_argument("names", nargs="*", help="beginnings of names, e.g. 02")
@@ -357,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C. What was finished is kept.", file=sys.stderr)
         return 130
-    except (SettingsError, JavaError, data.DataError,
+    except (SettingsError, JavaError, data.DataError, slides.SlideError,
             NotebookFailedError, OSError) as error:  # fmt: skip
         print(error, file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +121,8 @@ def course_lab(browser, tmp_path, settings, monkeypatch):
     options = [f"--ServerApp.{option}" for option in server]
     options += ["--no-browser", f"--IdentityProvider.token={token}"]
     options += ["--LabApp.expose_app_in_browser=True"]
-    command = course.lab_command(replace(settings, root=tmp_path), options)
+    options += course.lab_options(replace(settings, root=tmp_path))
+    command = [sys.executable, "-m", "jupyterlab", *options]
     with serving(command, "api", tmp_path, environment, token) as server:
         yield server
 
