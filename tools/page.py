@@ -26,12 +26,11 @@ from helpers.spark import get_spark
 from research.evaluation import HIDDEN_RULES, history_prompt
 
 SEED, TOP_K, USERS, N_CANDIDATES, HISTORY = 0, 10, 240, 20, 20  # as in notebooks 05 and 06
-POOL, LIKES = 120, 8  # well-known movies to rate, favourites shown
+POOL, LIKES = 120, 6  # well-known movies to rate, favourites shown
 SOURCES, Store = Path(__file__).with_name("page"), replies.CommittedStore
 
 
 def weights(dataset: data.Dataset, settings: Settings) -> Path:
-    """Return the file that belongs to the verified release or to the sample."""
     return settings.data_dir / "weights" / f"implicit_als{'_sample' * dataset.simulated}.npz"
 
 
@@ -88,7 +87,6 @@ class Course:
     """The data, the committed factors and the recorded replies, as the page shows them."""
 
     def __init__(self, dataset: data.Dataset, settings: Settings) -> None:
-        """Read the tables; ``dataset`` is the verified release or the sample."""
         with np.load(weights(dataset, settings)) as file:
             self.saved, self.dataset, self.settings = dict(file), dataset, settings
         self.store = replies.CommittedStore(settings.replies_dir)
@@ -101,8 +99,7 @@ class Course:
     def content(self) -> dict[str, Any]:
         """Return all that is shown; a movie is a row of ``titles``."""
         saved, train = self.saved, self.ratings[self.ratings["part"] == 0]
-        support = train.groupby("movieId").size().reindex(saved["movieIds"], fill_value=0)
-        famous = np.argsort(-support.to_numpy(), kind="stable").tolist()
+        famous = np.argsort(-np.bincount(self.rows(train["movieId"])), kind="stable").tolist()
         told = pd.read_csv(self.settings.results_dir / "06_second_question.csv")
         people = [
             self.person(int(user), listed.tolist(), kind == "core")
@@ -196,7 +193,7 @@ def write(folder: Path, settings: Settings) -> Path:
     return folder / "index.html"
 
 
-if __name__ == "__main__":  # fit
+if __name__ == "__main__":
     settings = Settings.from_env()
     dataset = data.locate(settings)
     tuned = data.read_result("03_implicit", dataset, settings)[["rank", "reg", "alpha"]]

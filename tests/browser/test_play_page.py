@@ -70,8 +70,8 @@ def test_folding_in_gives_pythons_numbers_and_sparks_lists(opened, built):
     people = built[1]["people"][::9]
     for rated in [person["known"] for person in people] + thumbs:
         got = opened.evaluate(
-            "rated => { const vector = foldIn(new Map(rated)); return [[...vector], Array.from("
-            "{ length: count }, (_, movie) => dot(vector, factor(movie)))]; }",
+            "rated => { const vector = foldRatings(new Map(rated)); return [[...vector],"
+            " Array.from({ length: count }, (_, movie) => dot(vector, factor(movie)))]; }",
             rated,
         )
         wanted = fold_in(factors, rated, reg, alpha)
@@ -110,6 +110,7 @@ def test_a_person_by_keyboard(opened, built):
     def shown(where="#right"):
         return opened.eval_on_selector_all(f"{where} li", ROWS)
 
+    assert opened.evaluate("scrollY") == 0
     assert opened.is_visible("#simulated") == built[1]["simulated"]
     assert shown() == order and shown("#left") == person["listed"]
     text = opened.inner_text("#right")

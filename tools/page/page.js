@@ -43,7 +43,7 @@ function solve(a, x) { // Gauss, in place; the matrix is positive definite
 
 // The factor of somebody with these ratings: one half step of implicit ALS (Hu, Koren and Volinsky 2008)
 // as Spark takes it. A thumb down is a rating of -5: no preference, of which we are as sure.
-function foldIn(rated) {
+function foldRatings(rated) {
   const left = gram.slice(), right = new Float64Array(rank);
   let likes = 0;
   for (const [movie, stars] of rated) {
@@ -201,7 +201,7 @@ function orders(person) {
   let retriever = person.listed;
   if (state.thumbs.size) {
     const rated = new Map([...person.known, ...state.thumbs]);
-    retriever = best(foldIn(rated), new Set([...rated.keys(), ...person.seen]), retriever.length);
+    retriever = best(foldRatings(rated), new Set([...rated.keys(), ...person.seen]), retriever.length);
   }
   return { said, retriever, final: blend(retriever, said.order, state.weight) };
 }
@@ -237,7 +237,8 @@ function drawLists() {
     return make("path", { class: way(was - place, 2), "data-movie": movie, d });
   }));
   fill("right", ...final.map((movie, place) => {
-    const climb = retriever.indexOf(movie) - place, kind = way(climb, 0), moved = climb ? `${kind} ${Math.abs(climb)}` : "same place";
+    const climb = retriever.indexOf(movie) - place, kind = way(climb, 0);
+    const moved = climb ? `${kind} ${Math.abs(climb)}` : "same place";
     const stars = state.open && person.hidden.get(movie);
     return row(movie, place, thumb, make("span", { class: `move ${kind}` }, moved), " ",
       !person.listed.includes(movie) && make("span", { class: "tag" }, "new"),
@@ -287,7 +288,8 @@ function tile(movie, key) {
 }
 
 function drawOwn() {
-  const { mine } = state, rated = mine.size, left = pool.filter((movie) => !mine.has(movie)), vector = foldIn(mine);
+  const { mine } = state, rated = mine.size, vector = foldRatings(mine);
+  const left = pool.filter((movie) => !mine.has(movie));
   const likes = [...mine.keys()].filter((movie) => mine.get(movie) > 0 && movie < count);
   const list = likes.length ? best(vector, mine, TOP) : DATA.famous.filter((movie) => !mine.has(movie)).slice(0, TOP);
   write("progress", rated < 10 ? `${rated} of 10 rated` : `${rated} rated; go on as long as you like`);
@@ -304,14 +306,14 @@ function drawOwn() {
   fill("list", ...list.map((movie, place) => {
     const close = highest(likes.map((like) => [cosine(factor(like), factor(movie)), like]), 2).map(short);
     const bar = make("div", { class: "bar", "data-score": score(movie) });
-    bar.style.width = `${likes.length ? Math.max(2, 100 * score(movie) / top) : 0}%`;
+    bar.style.width = `${Math.max(2, 100 * score(movie) / top)}%`;
     const fresh = state.list.length && !state.list.includes(movie);
     return row(movie, place, rate, fresh && make("span", { class: "tag" }, "new"),
-      likes.length && make("small", {}, `close to ${listed(close)}`), bar);
+      ...likes.length ? [make("small", {}, `close to ${listed(close)}`), bar] : []);
   }));
   state.list = list;
   $("alike").hidden = !likes.length;
-  for (const person of people) person.vector ??= foldIn(person.known);
+  for (const person of people) person.vector ??= foldRatings(person.known);
   const near = highest(people.map((person) => [cosine(vector, person.vector), person]), 3);
   fill("near", ...near.map((person) => make("li", {}, make("button", { onclick: () => visit(person) },
     make("b", {}, person.fan), make("small", {}, person.taste)))));
@@ -341,7 +343,7 @@ function drawFound() {
 
 // --- the frame ----------------------------------------------------------------------------------
 
-const TABS = ["people", "own"];
+const TABS = ["people", "own"], HASHES = ["#choose", "#rate"]; // no ids: a browser scrolls to these
 function open(name) {
   for (const tab of TABS) {
     $(tab).hidden = tab !== name;
@@ -349,7 +351,7 @@ function open(name) {
     $(`tab-${tab}`).tabIndex = tab === name ? 0 : -1;
   }
   if (name === "own") drawOwn();
-  history.replaceState(null, "", `#${name}`);
+  history.replaceState(null, "", HASHES[TABS.indexOf(name)]);
 }
 
 for (const [i, name] of TABS.entries()) {
@@ -379,4 +381,4 @@ write("size", count.toLocaleString("en"));
 state.person = Math.max(0, people.findIndex(({ id }) => id === 12));
 drawCards();
 choose(state.person);
-open(location.hash === "#own" ? "own" : "people");
+open(TABS[Math.max(0, HASHES.indexOf(location.hash))]);
