@@ -30,7 +30,7 @@ SOLUTION = re.compile(  # beside its exercise, the link to it, or all of them in
     r"|\n*^##+ Solutions?\b(?:(?!\n## |<!--NAV-->).)*",
     re.DOTALL | re.MULTILINE,
 )
-NUMBER = re.compile(r"(?<![\w.])\d[\d,.]*\d|(?<![\w.])\d")
+NUMBER = re.compile(r"(?<![\w.])(?!(?:19|20)\d\d\b)\d(?:[\d,.]*\d)?")  # but years
 WORD = re.compile(r"\b([Tt]hree|four|[Ff]ive|six|seven|eight|nine|ten|[Hh]alf|thirds?|twice)\b")
 NOT_RESULTS = re.compile(  # code, links, formulas, references, names
     r"`.*?`|\[.*?\]\(.*?\)|\$.*?\$|([Nn]otebooks?|sections?|equation|[Uu]ser) \(?\d+((,| and) \d+)*"
@@ -99,7 +99,7 @@ def live_copy(notebook: NotebookNode) -> NotebookNode:
             continue
         shown = any("image/svg+xml" not in output.get("data", {}) for output in cell.outputs)
         used |= set(NUMBER.findall(cell.source))
-        told |= {n for n in NUMBER.findall(said(cell.outputs)) if len(n) > 1 and not is_year(n)}
+        told |= {n for n in NUMBER.findall(said(cell.outputs)) if len(n) > 1}
         if names := taught(cell):
             waiting, cell.source = cell.id, with_todo(cell.source, names)
         if waiting and cell.outputs:
@@ -109,10 +109,6 @@ def live_copy(notebook: NotebookNode) -> NotebookNode:
         cell.outputs, cell.execution_count = [], None
     live.cells = [cell for cell in live.cells if cell.source.strip()]
     return live
-
-
-def is_year(number: str) -> bool:
-    return bool(re.fullmatch("(19|20)[0-9]{2}", number))
 
 
 def said(outputs: Iterable[NotebookNode]) -> str:

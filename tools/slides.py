@@ -15,7 +15,7 @@ import textwrap
 from base64 import b64encode
 from pathlib import Path
 from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nbformat
 import yaml
@@ -68,13 +68,6 @@ def sources(root: Path) -> dict[str, Source]:
     return found
 
 
-def vector(svg: str) -> str:
-    """Return a drawing as an image, so that its ids are its own; its title says what it shows."""
-    title = re.search(r"<title>(.*?)</title>", svg, re.DOTALL)
-    data = b64encode(svg.encode()).decode()
-    return f'<img alt="{title[1] if title else ""}" src="data:image/svg+xml;base64,{data}">'
-
-
 class Builder:
     """Makes slides of entries of ``decks.yaml``."""
 
@@ -82,20 +75,19 @@ class Builder:
         self.cells = sources(root)
         self.polls = (root / "docs" / "teaching_notes.md").read_text(encoding="utf-8")
 
-    def slide(self, entry: dict[str, str]) -> str:
+    def slide(self, entry: dict[str, Any]) -> str:
         """Return a slide; raises SlideError where it names what is not there."""
         kind, *names = entry["show"].split(" ", 2)
         try:
             source = None if kind in ("poll", "text") else self.cells[names[0]]
-            body, notes = getattr(self, kind)(source, entry, *names[source is not None :])
-            place = source.place if source else {"poll": "Vote"}.get(kind, "")
-            spoken = [self.filled(entry.get("say", "")), notes]
-            said = markdown2html("\n\n".join(filter(None, spoken)))
+            body = getattr(self, kind)(source, entry, *names[source is not None :])
             head = html.escape(self.filled(entry["head"]), quote=False)
-        except (KeyError, IndexError, AttributeError, TypeError) as error:
-            raise SlideError(
-                f"A slide shows {entry['show']}, which is not there: {error}"
-            ) from None
+            notes = source.cell.metadata.get("slideshow", {}).get("notes", "") if source else ""
+            said = markdown2html(self.filled(entry.get("say", "")) + "\n\n" + notes)
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
+            why = f"A slide shows {entry['show']}, which is not there: {error}"
+            raise SlideError(why) from None
+        place = source.place if source else kind.replace("poll", "Vote").replace("text", "")
         return (
             f'<section><h2>{head}</h2>\n<div class="{kind}">{body}</div>\n'
             f'<div class="where">{place}</div>\n<aside class="notes">{said}</aside></section>'
@@ -107,15 +99,17 @@ class Builder:
             text = text.replace(place, re.search(pattern, self.cells[name].text)[1])
         return text
 
-    def figure(self, source: Source, entry: dict, number: str = "1") -> tuple[str, str]:
+    def figure(self, source: Source, entry: dict, number: str = "1") -> str:
         output = source.data(int(number))
-        notes = source.cell.metadata.get("slideshow", {}).get("notes", "")
-        if svg := output.data.get("image/svg+xml"):
-            return vector(svg), notes
-        alt = html.escape(output.metadata["image/png"]["alt"])
-        return f'<img alt="{alt}" src="data:image/png;base64,{output.data["image/png"]}">', notes
+        if svg := output.data.get("image/svg+xml"):  # as an image, so that its ids are its own
+            kind, data = "svg+xml", b64encode(svg.encode()).decode()
+            alt = re.search(r"<title>(.*?)</title>", svg, re.DOTALL)[1]
+        else:
+            kind, data = "png", output.data["image/png"]
+            alt = html.escape(output.metadata["image/png"]["alt"])
+        return f'<img alt="{alt}" src="data:image/{kind};base64,{data}">'
 
-    def table(self, source: Source, entry: dict, number: str = "1") -> tuple[str, str]:
+    def table(self, source: Source, entry: dict, number: str = "1") -> str:
         """Show an output's table: its first ``rows``, and the ``columns`` with these numbers."""
         table = BeautifulSoup(source.data(int(number)).data["text/html"], "html.parser").table
         for row in table.select("tbody tr")[entry.get("rows", 99) :]:
@@ -124,38 +118,37 @@ class Builder:
             for place, cell in enumerate(row.find_all(["th", "td"])):
                 if place not in entry.get("columns", [place]):
                     cell.decompose()
-        return str(table), ""
+        return str(table)
 
-    def output(self, source: Source, entry: dict) -> tuple[str, str]:
+    def output(self, source: Source, entry: dict) -> str:
         streams = [output.text for output in source.cell.outputs if "text" in output]
-        return f"<pre>{html.escape(''.join(streams).strip())}</pre>", ""
+        return f"<pre>{html.escape(''.join(streams).strip())}</pre>"
 
-    def code(self, source: Source, entry: dict, lines: str) -> tuple[str, str]:
+    def code(self, source: Source, entry: dict, lines: str) -> str:
         first, last = map(int, lines.split("-"))
         text = textwrap.dedent("\n".join(source.cell.source.splitlines()[first - 1 : last]))
         formatter = HtmlFormatter(noclasses=True, nowrap=True)
-        return f"<pre>{highlight(text, PythonLexer(), formatter)}</pre>", ""
+        return f"<pre>{highlight(text, PythonLexer(), formatter)}</pre>"
 
-    def quote(self, source: Source, entry: dict, begins: str) -> tuple[str, str]:
+    def quote(self, source: Source, entry: dict, begins: str) -> str:
         """Quote from some words to the end of their paragraph, or ``until`` others."""
         text = source.cell.source
         end = entry.get("until", "\n\n")
         text = text[text.index(begins) :].split(end)[0] + end.strip()
-        return f"<blockquote>{markdown2html(text)}</blockquote>", ""
+        return f"<blockquote>{markdown2html(text)}</blockquote>"
 
-    def poll(self, _: None, entry: dict, notebook: str, number: str) -> tuple[str, str]:
+    def poll(self, _: None, entry: dict, notebook: str, number: str) -> str:
         found = self.polls.split(f"\n## {notebook} ")[1].split("**Poll:**")[1]
         asked = re.search(rf"^{number}\. (.*?) A\) (.*?)\*\*(\w)\*\*: (.*?)(?=\n\d\. |\n\n)",
                           found, re.DOTALL | re.MULTILINE)  # fmt: skip
         question, options, right, why = (" ".join(part.split()) for part in asked.groups())
-        entry["head"] = (
-            question if question.endswith("?") else f"{question} \N{HORIZONTAL ELLIPSIS}"
-        )
+        head = question if question.endswith("?") else f"{question} ..."
+        entry |= {"head": head, "say": f"**{right}**: {why}"}
         options = (html.escape(option.strip(" .;")) for option in re.split(r" [BC]\) ", options))
-        return f"<ol><li>{'</li><li>'.join(options)}</li></ol>", f"**{right}**: {why}"
+        return f"<ol><li>{'</li><li>'.join(options)}</li></ol>"
 
-    def text(self, _: None, entry: dict) -> tuple[str, str]:
-        return markdown2html(self.filled(entry["text"])), ""
+    def text(self, _: None, entry: dict) -> str:
+        return markdown2html(self.filled(entry["text"]))
 
 
 def deck(builder: Builder, minutes: int) -> str:
