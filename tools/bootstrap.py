@@ -42,5 +42,7 @@ def set_up(folder: Path) -> Path:
 
 if __name__ == "__main__":
     set_up(Path(sys.argv[1]).absolute())
-elif None in (importlib.util.find_spec("helpers"), importlib.util.find_spec("nbclient")):
+elif Path(sys.prefix).resolve() != (ROOT / ".venv").resolve() and not all(
+    map(importlib.util.find_spec, ("helpers", "nbclient"))
+):
     sys.exit(subprocess.run([set_up(ROOT / ".venv"), *sys.argv]).returncode)
