@@ -19,12 +19,10 @@ from pathlib import Path
 from urllib.parse import unquote
 from urllib.request import urlopen
 
-# Fetched and executed, this text is no file; %run in a clone, it is.
 ROOT = Path(__file__).resolve().parents[1] if "__file__" in globals() else Path("course").resolve()
 # Colab's front end works with its own versions of these; other ones may break the next session.
 COLABS_OWN = {"ipykernel", "ipython", "ipywidgets", "jupyterlab"}
 JAVA = "import helpers.spark as s; print('Java', s.check_java().version)"
-DATA = "from helpers import data; print(data.locate().describe())"
 SOURCE = re.compile(r"github(?:\.com)?/([\w.-]+/[\w.-]+)/(?:blob|raw)/[\w.-]+/(?:notebooks|tools)/")
 
 
@@ -53,10 +51,10 @@ def fetch(said: str) -> None:
         return
     found = SOURCE.search(said)
     if not found:
-        raise ColabError(
-            "Colab does not say where this notebook comes from: in a new cell, run\n"
-            "!git clone https://github.com/OWNER/REPO course\nwith your address, then this one."
+        what = (
+            "!git clone https://github.com/OWNER/REPO course\nin a new cell, then this one again."
         )
+        raise ColabError(f"Colab does not say where this notebook comes from: run\n{what}")
     address = f"https://github.com/{found[1]}"
     print(f"1 of 3: fetching the course from {address}.")
     _run("git", "clone", "--quiet", "--depth", "1", address, str(ROOT))
@@ -66,15 +64,13 @@ def fetch(said: str) -> None:
 
 def extras(said: str) -> str:
     """Return the extras, ``"a,b"``, that the opening of the session's notebook asks for."""
-    named = re.search(r"\d\d_\w+\.ipynb", said)
-    for path in ROOT.glob(f"notebooks/**/{named[0] if named else '-'}"):
-        asked = re.search(r"pip install -e [^.]*\.\[([\w,]+)\]", path.read_text(encoding="utf-8"))
-        return asked[1] if asked else ""
-    return ""
+    named = re.findall(r"\d\d_\w+\.ipynb", said) or ["-"]
+    texts = [path.read_text(encoding="utf-8") for path in ROOT.glob(f"notebooks/**/{named[0]}")]
+    return "".join(re.findall(r"pip install -e [^.]*\.\[([\w,]+)\]", "".join(texts))[:1])
 
 
 def install(extra: str = "") -> None:
-    """Install the course with extras of ``pyproject.toml`` (``"a,b"``), Java and data."""
+    """Install the course with extras of ``pyproject.toml`` (``"a,b"``), and Java."""
     loaded = {name: metadata.version(name) for name in ("numpy", "pandas") if name in sys.modules}
     print("2 of 3: installing the packages, two to five minutes, once per Colab machine.")
     pip = (sys.executable, "-m", "pip", "install", "--quiet")
@@ -84,7 +80,7 @@ def install(extra: str = "") -> None:
         print("Without the small local LLM: there is no build of it for this machine.")
     importlib.invalidate_caches()
     os.environ["HELPERS_HOME"] = str(ROOT)
-    print("3 of 3: Java and the data.")
+    print("3 of 3: Java.")
     if _run(sys.executable, "-c", JAVA):
         print("No suitable Java: installing Java 17 (half a minute).")
         _run("apt-get", "update", "-qq")
@@ -93,10 +89,8 @@ def install(extra: str = "") -> None:
             os.environ["JAVA_HOME"] = str(home)
         if _run(sys.executable, "-c", JAVA):
             raise ColabError("Java 17 could not be installed; the messages above say why.")
-    if _run(sys.executable, "-c", DATA):
-        raise ColabError("The data are not usable; the message above says what to do.")
-    changed = [name for name, version in loaded.items() if metadata.version(name) != version]
-    if changed:  # an imported module cannot be exchanged; two versions mixed fail later, oddly
+    if changed := [name for name, old in loaded.items() if metadata.version(name) != old]:
+        # An imported module cannot be exchanged, and two versions mixed fail later, oddly.
         raise ColabError(
             f"{' and '.join(changed)} had been imported before the installation renewed them: "
             "choose Runtime, Restart session, then run this cell again."
@@ -121,6 +115,5 @@ def _run(*command: str) -> int:
 
 
 if "google.colab" in sys.modules:
-    said = session()
-    fetch(said)
+    fetch(said := session())
     install(extras(said))

@@ -1,8 +1,7 @@
 """The navigation bars, and the repository's address in every place that needs it.
 
-Nobody writes the address: it is ``Repository`` under ``[project.urls]`` in ``pyproject.toml`` where
-that is there, else what CI's environment says, else git's ``origin``. ``course.py stamp`` puts it
-into set-up cells (which fetch the course on Colab), bars and README.
+It is ``Repository`` under ``[project.urls]`` in ``pyproject.toml`` if that is there, else what CI
+says, else git's ``origin``. ``course.py stamp`` puts it into set-up cells, bars and README.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -30,10 +28,6 @@ NOT_FOUND = "Not found: git clone it, then %run REPO/tools/colab.py"
 NO_ADDRESS = "The first push to GitHub puts links to Binder and Colab here."
 
 
-class PublishError(ValueError):
-    """A file that should hold the address has not the expected form."""
-
-
 def repository(root: Path) -> str | None:
     """Return the address, ``https://github.com/OWNER/REPO``, or ``None`` if it is not known."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -49,10 +43,7 @@ def repository(root: Path) -> str | None:
 
 
 def launch_links(address: str, notebook: str) -> dict[str, str]:
-    """Return where Colab and Binder open ``notebook``, a path from the repository's root.
-
-    Binder starts an image that is built once; nbgitpuller brings the course in it up to date.
-    """
+    """Return where Colab opens ``notebook``, and Binder, which pulls it into a ready image."""
     path = address.removeprefix("https://github.com/")
     pull = {"repo": address, "branch": BRANCH, "targetpath": "course"}
     pulled = urlencode(pull | {"urlpath": f"lab/tree/course/{notebook}"})
@@ -62,25 +53,16 @@ def launch_links(address: str, notebook: str) -> dict[str, str]:
     }
 
 
-def navigation(paths: Sequence[Path], index: int, address: str | None = None) -> str:
+def navigation(paths: list[Path], index: int, address: str | None = None) -> str:
     """Return the bar of notebook ``index``: previous, contents, next, and where to launch it."""
     previous = f"[← {paths[index - 1].stem}]({paths[index - 1].name})" if index else "start"
-    last = index == len(paths) - 1
-    following = "end" if last else f"[{paths[index + 1].stem} →]({paths[index + 1].name})"
-    parts = [previous, "[contents](../README.md#the-notebooks)", following]
+    following = [f"[{path.stem} →]({path.name})" for path in paths[index + 1 :]] or ["end"]
+    parts = [previous, "[contents](../README.md#the-notebooks)", following[0]]
     if address:
         links = launch_links(address, f"notebooks/{paths[index].name}")
         parts += [f"[open in {place}]({link})" for place, link in links.items()]
     # On a line of its own: what follows a comment on its line is not read as Markdown.
     return f"{NAV}\n\n{' | '.join(parts)}"
-
-
-def write_bar(notebook: nbformat.NotebookNode, opening: str, closing: str) -> None:
-    """Put ``opening`` last in the first markdown cell and ``closing`` last in the last one."""
-    texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
-    for cell, bar in ((texts[0], opening), (texts[-1], closing)):
-        body = re.sub(rf"\n*{NAV}\n*.*", "", cell.source).rstrip()
-        cell.source = f"{body}\n\n{bar}"
 
 
 def set_up(address: str | None) -> str:
@@ -100,24 +82,10 @@ from helpers.settings import versions  # missing? Say "make lab" or pip install 
 """
 
 
-def write_set_up(notebook: nbformat.NotebookNode, address: str | None) -> None:
-    """Renew the beginning of the set-up cell; its outputs and count stay.
-
-    Raises:
-        PublishError: there is no set-up cell, or it prints no ``versions``.
-    """
-    cells = [c for c in notebook.cells if "setup" in c.metadata.get("tags", [])]
-    if len(cells) != 1 or SET_UP_ENDS not in cells[0].source:
-        raise PublishError(f"One cell tagged 'setup' is wanted, that has {SET_UP_ENDS!r}.")
-    own_part = cells[0].source[cells[0].source.index(SET_UP_ENDS) :]
-    cells[0].source = set_up(address) + own_part
-
-
 def stamp(settings: Settings) -> str | None:
     """Write the address into all notebooks, their template and the README, and return it.
 
-    Raises:
-        PublishError: a notebook lacks the place for it.
+    Of a set-up cell the beginning is renewed; its outputs and count stay.
     """
     address = repository(settings.root)
     paths = sorted((settings.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -126,8 +94,12 @@ def stamp(settings: Settings) -> str | None:
         notebook = nbformat.read(path, as_version=4)
         if path in paths:
             index = paths.index(path)
-            write_bar(notebook, navigation(paths, index, address), navigation(paths, index))
-        write_set_up(notebook, address)
+            texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+            for cell, known in ((texts[0], address), (texts[-1], None)):
+                body = re.sub(rf"\n*{NAV}\n*.*", "", cell.source).rstrip()
+                cell.source = f"{body}\n\n{navigation(paths, index, known)}"
+        (cell,) = (c for c in notebook.cells if "setup" in c.metadata.get("tags", []))
+        cell.source = set_up(address) + cell.source[cell.source.index(SET_UP_ENDS) :]
         nbformat.write(notebook, path)
     readme = settings.root / "README.md"
     before, _, after = readme.read_text(encoding="utf-8").split(LAUNCH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import nbformat
+import publish
 import pytest
 from browsers import ROOT, shoot
 
@@ -21,11 +23,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The built site."""
+    """The built site of a repository that knows its address."""
     output = tmp_path_factory.mktemp("page") / "site"
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
     command += ["-c", str(ROOT / "tools" / "site"), str(ROOT), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ci = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "someone/a-course"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | ci)
     assert done.returncode == 0, done.stdout + done.stderr
     return output
 
@@ -94,20 +97,56 @@ def test_a_notebook_is_shown_whole(site, path):
             assert " ".join(line.split()) in text
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_can_be_launched_downloaded_and_described(site, path):
+    page, name = soup(site / "notebooks" / f"{path.stem}.html"), f"notebooks/{path.name}"
+    targets = [link["href"] for link in page.select(".article-header-buttons a[href]")]
+    assert {*publish.launch_links("https://github.com/someone/a-course", name).values()} <= {
+        *targets
+    }
+    (download,) = (link for link in targets if link.endswith(".ipynb") and "_sources" in link)
+    offered = nbformat.read(site / "notebooks" / download, as_version=4).cells
+    assert [cell.id for cell in offered] == [c.id for c in nbformat.read(path, as_version=4).cells]
+    about = page.find("meta", attrs={"name": "description"})["content"]
+    assert about.startswith("You’ll do: ") and "<!--NAV-->" not in page.get_text()
+
+
+LAID_OUT = """() => ({
+  beyond: document.documentElement.scrollWidth - innerWidth,
+  cut: [...document.querySelectorAll('.cell_output pre')]
+    .filter(text => text.scrollWidth > text.clientWidth).length,
+  dark: getComputedStyle(document.body).backgroundColor,
+})"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_outputs_are_not_cut_and_the_preference_for_dark_is_followed(site, browser, width, scheme):
+    page = browser.page(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    for name in ("index", *(f"notebooks/{path.stem}" for path in NOTEBOOKS[:9:4])):
+        page.goto((site / f"{name}.html").as_uri())
+        found = page.evaluate(LAID_OUT)
+        red = int(re.findall(r"\d+", found.pop("dark"))[0])
+        assert found == {"beyond": 0, "cut": 0} and (red < 60) == (scheme == "dark"), name
+        shoot(page, f"site_{Path(name).name}_{width}_{scheme}")
+    page.context.close()
+
+
 @pytest.mark.browser
 def test_the_site_works_from_disk(site, page, browser):
-    """Opened as a file, without any server: pages, figures, search; nothing from elsewhere."""
+    """Opened as a file, without any server: pages, figures, formulas, search with excerpts."""
     refused, errors = len(browser.refused), []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((site / "index.html").as_uri())
     page.wait_for_selector("article h1 >> text=a course that runs")
     shoot(page, "site_index")
     title = nbformat.read(NOTEBOOKS[5], as_version=4).cells[0].source.splitlines()[0][2:]
-    page.click(f"nav >> text={title}")
+    page.click("nav >> text=06 Does it help?")
     page.wait_for_selector(f"article h1 >> text={title}")
     widths = page.evaluate(
-        "Promise.all([...document.images].filter(image => image.className != 'formula')"
-        ".map(image => { image.loading = 'eager';"
+        "Promise.all([...document.images].map(image => { image.loading = 'eager';"
         " return image.decode().then(() => image.naturalWidth, () => 0); }))"
     )
     assert len(widths) >= 4 and min(widths) > 100
@@ -115,5 +154,12 @@ def test_the_site_works_from_disk(site, page, browser):
     page.keyboard.type("NDCG")
     page.keyboard.press("Enter")
     page.wait_for_selector(f"#search-results li >> text={title}")
+    page.wait_for_selector("#search-results p.context >> text=NDCG")
     shoot(page, "site_search")
+    page.goto((site / "notebooks" / "02_als_grid_search.html").as_uri())
+    page.wait_for_selector("mjx-container svg")
+    assert page.locator("mjx-merror").count() == 0
+    page.goto((site / "index.html").as_uri())
+    page.click("article >> text=Rate ten movies", force=True)  # the card is a link
+    page.wait_for_url("**/page/index.html")
     assert browser.refused[refused:] == [] and errors == []

@@ -93,7 +93,7 @@ def test_what_needs_no_extra_runs_without_one():
     assert done.returncode == 0, done.stderr.decode()
 
 
-@pytest.mark.parametrize("name", ["ci.yml", "weekly.yml"])
+@pytest.mark.parametrize("name", ["ci.yml", "publish.yml", "weekly.yml"])
 def test_the_files_that_a_workflow_names_exist(name):
     text = (ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8")
     files = re.findall(

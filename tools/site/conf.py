@@ -21,23 +21,16 @@ import page  # noqa: E402
 import publish  # noqa: E402
 
 ADDRESS = publish.repository(ROOT)
-NOTEBOOKS = [
-    path.relative_to(ROOT).with_suffix("").as_posix()
-    for path in sorted(ROOT.glob("notebooks/*.ipynb")) + sorted(ROOT.glob("notebooks/*/*.ipynb"))
-]
-DOCUMENTS = sorted(f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md"))
-DOCUMENTS += ["data/README", "data/replies/README", "data/sample/README", "CONTRIBUTING"]
-DOCUMENTS += ["CHANGELOG"]
+PAGE = r'<a href="../page/index.html">\1</a>'  # as seen from a notebook
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg.js"
 
 project = html_title = "LLM-powered recommenders"
-author = "The contributors of this course"
+author = ""
 copyright = "the contributors of this course; text and figures CC BY 4.0"
-language = "en"
 extensions = ["myst_nb", "sphinx_design"]
 root_doc = "README"
-include_patterns = [f"{name}.ipynb" for name in NOTEBOOKS]
-include_patterns += [f"{name}.md" for name in (root_doc, *DOCUMENTS)]
+include_patterns = ["*.md", "docs/*.md", "data/README.md", "data/replies/README.md"]
+include_patterns += ["data/sample/README.md", "notebooks/*.ipynb", "notebooks/appendix/*.ipynb"]
 exclude_patterns = [".*", "build", "shared", "src", "tests", "work"]
 templates_path = ["templates"]
 
@@ -49,13 +42,11 @@ myst_heading_anchors = 4
 mathjax_path = MATHJAX.name
 
 html_theme = "sphinx_book_theme"
-html_static_path = ["static", str(MATHJAX), str(ROOT / "docs" / "05_slider.png")]
+html_static_path = ["static", str(MATHJAX), str(ROOT / "docs" / "page.png")]
 html_css_files = ["site.css"]
-html_context = {"default_mode": "auto", "pages": ""}
+html_context = {"default_mode": "auto"}
 html_theme_options = {"navbar_persistent": [], "use_fullscreen_button": False}
 if ADDRESS:
-    owner, name = ADDRESS.split("/")[-2:]
-    html_context["pages"] = f"https://{owner.lower()}.github.io/{name}/"
     html_theme_options |= {"repository_url": ADDRESS, "repository_branch": publish.BRANCH}
     html_theme_options |= {"use_repository_button": True, "use_source_button": True}
 
@@ -63,20 +54,16 @@ if ADDRESS:
 def front_page(text: str) -> str:
     """Return the README as the site's first page: with doors instead of links, and contents."""
     text = re.sub(rf"(- \*\*Read it.*?)?{publish.LAUNCH}.*{publish.LAUNCH}", "", text, flags=re.S)
-    title, opening, rest = text.split("\n\n", 2)
-    text = "\n\n".join([title, opening, (ROOT / "tools/site/doors.md").read_text("utf-8"), rest])
+    doors, contents = (ROOT / "tools/site/front.md").read_text("utf-8").split("\n\n")
     named = re.findall(r"\| \[(.*?)\]\((notebooks/\w+)\.ipynb\)", text)
-    entries = {path: f"{title} <{path}>" for title, path in named}
-    contents = {"Notebooks": [entries.get(name, name) for name in NOTEBOOKS], "More": DOCUMENTS}
-    for caption, names in contents.items():
-        text += f"\n```{{toctree}}\n:caption: {caption}\n:hidden:\n\n"
-        text += "\n".join([*names, "```\n"])
-    return text
+    entries = "\n".join(f"{title} <{path}>" for title, path in named)
+    title, opening, rest = text.split("\n\n", 2)
+    return "\n\n".join([title, opening, doors, rest, contents.replace("NOTEBOOKS", entries)])
 
 
 def on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
     """Change what a site shows otherwise than GitHub: bars, some cells, widgets, a link."""
-    if name not in NOTEBOOKS:
+    if not name.startswith("notebooks/"):
         # To Sphinx a notebook is a page; the template is a file to copy.
         template = r"\[([^\]]*)\]\(([^)\s]*\btemplate\.ipynb)\)"
         content[0] = re.sub(template, r"{download}`\1 <\2>`", content[0])
@@ -85,6 +72,7 @@ def on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
     notebook = nbformat.reads(content[0], as_version=4)
     for cell in notebook.cells:
         cell.source = re.sub(rf"\n*{publish.NAV}\n*.*", "", cell.source)  # the theme has its own
+        cell.source = re.sub("`(build/page/index.html)`", PAGE, cell.source)
         tags = cell.metadata.setdefault("tags", [])
         tags += ["hide-cell"] * ("solution" in tags) + ["hide-input"] * ("setup" in tags)
         for output in cell.get("outputs", []):
@@ -98,15 +86,13 @@ def on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
     content[0] = nbformat.writes(notebook)
 
 
-def with_buttons(app: Sphinx, name: str, _: str, context: dict, tree: object) -> None:
-    """Add launch buttons to a notebook's page, and what finds excerpts to the search."""
-    if ADDRESS and name in NOTEBOOKS:
+def add_launch(app: Sphinx, name: str, template: str, context: dict, _: object) -> None:
+    """Add launch buttons to a notebook's page."""
+    if ADDRESS and name.startswith("notebooks/"):
         links = publish.launch_links(ADDRESS, f"{name}.ipynb").items()
         group = {"type": "group", "icon": "fas fa-rocket", "tooltip": "Run it", "label": "launch"}
         group["buttons"] = [{"type": "link", "text": place, "url": url} for place, url in links]
         context["header_buttons"].append(group)
-    for script in ("texts.js", "search.js") * (name == "search"):
-        app.add_js_file(script)
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
@@ -126,5 +112,5 @@ def finish(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Connect what stands above."""
     app.connect("source-read", on_the_site)
-    app.connect("html-page-context", with_buttons, priority=900)  # after the theme's buttons
+    app.connect("html-page-context", add_launch, priority=900)  # after the theme's buttons
     app.connect("build-finished", finish)
