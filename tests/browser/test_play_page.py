@@ -166,6 +166,9 @@ def test_ten_ratings_of_ones_own_by_keyboard(opened, built):
     assert listed == best(scores, [movie for movie, _ in mine], 10) != everybody
     bars = "all => all.map(bar => Number(bar.dataset.score))"
     assert opened.eval_on_selector_all("#list .bar", bars) == pytest.approx(scores[listed])
+    opened.press("#lesser", "Space")
+    excluded = [movie for movie, _ in mine] + built[1]["famous"]
+    assert opened.eval_on_selector_all("#list li", ROWS) == best(scores, excluded, 10)
     assert "No language model has read your ratings" in opened.inner_text("#own")
     opened.press("#near button", "Enter")
     assert opened.is_visible("#people") and opened.inner_text("#name").startswith("A fan of")

@@ -291,15 +291,16 @@ function drawOwn() {
   const { mine } = state, rated = mine.size, vector = foldRatings(mine);
   const left = pool.filter((movie) => !mine.has(movie));
   const likes = [...mine.keys()].filter((movie) => mine.get(movie) > 0 && movie < count);
-  const list = likes.length ? best(vector, mine, TOP) : DATA.famous.filter((movie) => !mine.has(movie)).slice(0, TOP);
+  const excluded = new Set([...mine.keys(), ...likes.length && $("lesser").checked ? DATA.famous : []]);
+  const list = likes.length ? best(vector, excluded, TOP)
+    : DATA.famous.filter((movie) => !excluded.has(movie)).slice(0, TOP);
   write("progress", rated < 10 ? `${rated} of 10 rated` : `${rated} rated; go on as long as you like`);
   $("goal").value = Math.min(rated, 10);
   fill("tiles", ...left.slice(0, TILES).map((_, i) => tile(left[(state.page * TILES + i) % left.length], `tile-${i}`)));
   $("rated").hidden = !rated;
   chips("mine", mine, rate);
   write("yours", likes.length ? "Your list" : "The list that everybody gets");
-  write("how", likes.length ? "The retriever finds your place among the movies anew with each thumb. Bars show its "
-    + "scores; below each title stand those of your likes that are closest to it."
+  write("how", likes.length ? "The retriever finds your place anew with each thumb. Bars show its scores."
     : rated ? "The retriever learns from likes: until there is one, these are the movies with the most ratings."
       : "These are the movies with the most ratings. Give one thumb up, and the list becomes yours.");
   const score = (movie) => dot(vector, factor(movie)), top = score(list[0]);
@@ -309,10 +310,10 @@ function drawOwn() {
     bar.style.width = `${Math.max(2, 100 * score(movie) / top)}%`;
     const fresh = state.list.length && !state.list.includes(movie);
     return row(movie, place, rate, fresh && make("span", { class: "tag" }, "new"),
-      ...likes.length ? [make("small", {}, `close to ${listed(close)}`), bar] : []);
+      ...likes.length ? [make("small", {}, `nearest of your likes: ${listed(close)}`), bar] : []);
   }));
   state.list = list;
-  $("alike").hidden = !likes.length;
+  $("alike").hidden = $("famous").hidden = !likes.length;
   for (const person of people) person.vector ??= foldRatings(person.known);
   const near = highest(people.map((person) => [cosine(vector, person.vector), person]), 3);
   fill("near", ...near.map((person) => make("li", {}, make("button", { onclick: () => visit(person) },
@@ -374,6 +375,7 @@ $("reveal").addEventListener("click", () => { state.open = !state.open; drawList
 for (const kind of ["pointerover", "pointerleave", "focusin"]) $("slope").addEventListener(kind, light);
 $("others").addEventListener("click", () => { state.page++; drawOwn(); });
 $("find").addEventListener("input", drawFound);
+$("lesser").addEventListener("change", drawOwn);
 $("simulated").hidden = !DATA.simulated;
 $("source").hidden = DATA.simulated;
 write("rank", rank);
