@@ -33,7 +33,8 @@ SOLUTION = re.compile(  # beside its exercise, the link to it, or all of them in
 NUMBER = re.compile(r"(?<![\w.])(?!(?:19|20)\d\d\b)\d(?:[\d,.]*\d)?")  # but years
 WORD = re.compile(r"\b([Tt]hree|four|[Ff]ive|six|seven|eight|nine|ten|[Hh]alf|thirds?|twice)\b")
 NOT_RESULTS = re.compile(  # code, links, formulas, references, names
-    r"`.*?`|\[.*?\]\(.*?\)|\$.*?\$|([Nn]otebooks?|sections?|equation|[Uu]ser) \(?\d+((,| and) \d+)*"
+    r"`.*?`|\[.*?\]\(.*?\)|\$.*?\$|(notebooks?|sections?|equation|user) \(?\d+((,| and) \d+)*",
+    re.IGNORECASE,
 )
 
 

@@ -24,6 +24,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import copies
@@ -47,7 +48,6 @@ from research import scale
 RANKED_LIST = "05_ranked_list.csv"
 LAB_SETTINGS = Path(__file__).with_name("lab")
 CELL_TIMEOUT_S = 1200
-# What Jupyter, VS Code, Colab and kernels note about a cell; tags, slides and source_hidden stay.
 KERNEL = {  # as JupyterLab writes it, so that opening a notebook changes nothing
     "kernelspec": {
         "display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"
@@ -58,22 +58,18 @@ KERNEL = {  # as JupyterLab writes it, so that opening a notebook changes nothin
         "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7",
     },
 }  # fmt: skip
-VOLATILE_METADATA = ("execution", "ExecuteTime", "collapsed", "scrolled", "trusted", "id", "vscode",
-                     "colab", "executionInfo", "outputId")  # fmt: skip
+KEPT = {"tags", "slideshow", "jupyter", "lines_to_next_cell"}  # of a cell's metadata
 
 
 class NotebookFailedError(RuntimeError):
     """A cell failed; the message names notebook and cell."""
 
 
-def notebooks(settings: Settings) -> list[Path]:
-    """Return the notebooks in their order, without the appendices."""
-    return sorted((settings.root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-
-
-def appendices(settings: Settings) -> list[Path]:
-    """Return the notebooks beside the series: long searches whose results a lesson starts from."""
-    return sorted((settings.root / "notebooks" / "appendix").glob("[0-9][0-9]_*.ipynb"))
+def notebooks(settings: Settings, appendices: bool = False) -> list[Path]:
+    """Return the notebooks in their order; on request also the long searches beside the series."""
+    folders = ["notebooks", "notebooks/appendix"] if appendices else ["notebooks"]
+    found = (sorted((settings.root / name).glob("[0-9][0-9]_*.ipynb")) for name in folders)
+    return list(chain(*found))
 
 
 def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
@@ -124,11 +120,8 @@ def _let_ctrl_c_interrupt() -> None:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
-# --- learners and instructors ---------------------------------------------------------------------
-
-
-def run(settings: Settings, first: str, last: str, output: Path) -> int:
-    """Execute the notebooks from ``first`` to ``last``, print the list, return the exit status."""
+def run(settings: Settings, first: str, last: str, output: Path) -> None:
+    """Execute the notebooks from ``first`` to ``last`` and print the list that 05 ends with."""
     if not settings.spark_remote:
         check_java()
     print(data.locate(settings).describe())
@@ -141,17 +134,11 @@ def run(settings: Settings, first: str, last: str, output: Path) -> int:
         nbformat.write(execute(path), output / path.name)
     print(f"\n{len(chosen)} notebooks in {time.perf_counter() - start:.0f} s.")
     if ranked.exists():
-        print_ranked_list(ranked)
+        table = pd.read_csv(ranked, keep_default_na=False)
+        print(f"\nRecommended movies, ranked by: {table['source'].iloc[0]}\n")
+        for rank, title, reason in table[["rank", "title", "reason"]].itertuples(index=False):
+            print(f"{rank:3}. {title}" + (f"\n     {reason}" if reason else ""))
     print(f"\nThe executed notebooks are in {output}/.")
-    return 0
-
-
-def print_ranked_list(path: Path) -> None:
-    """Print the list that notebook 05 ends with."""
-    table = pd.read_csv(path, keep_default_na=False)
-    print(f"\nRecommended movies, ranked by: {table['source'].iloc[0]}\n")
-    for rank, title, reason in table[["rank", "title", "reason"]].itertuples(index=False):
-        print(f"{rank:3}. {title}" + (f"\n     {reason}" if reason else ""))
 
 
 def refresh_copies(settings: Settings) -> Path:
@@ -163,7 +150,7 @@ def refresh_copies(settings: Settings) -> Path:
     folder, older, notary = settings.root / "work", [], NotebookNotary()
     record = folder / ".course.json"
     written: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
-    for path in [*notebooks(settings), *appendices(settings)]:
+    for path in notebooks(settings, appendices=True):
         name = path.relative_to(settings.root / "notebooks").as_posix()
         copy, now = folder / name, _digest(path)
         if copy.exists() and _digest(copy) not in (now, written.get(name)):
@@ -198,13 +185,12 @@ def lab_options(settings: Settings) -> list[str]:
     return [f"--ServerApp.root_dir={settings.root}", *(f"--LabApp.{k}={v}" for k, v in lab.items())]
 
 
-def open_lab(settings: Settings) -> int:
+def open_lab(settings: Settings) -> None:
     """Open JupyterLab in this process, so that Ctrl-C ends it as usual."""
     LabApp.launch_instance(lab_options(settings))
-    return 0
 
 
-def build(settings: Settings, name: str) -> int:
+def build(settings: Settings, name: str) -> None:
     """Write the page, the decks or the skeletons of the notebooks below ``build``."""
     target = settings.root / "build" / {"copies": "live"}.get(name, name)
     if name == "page":
@@ -214,10 +200,9 @@ def build(settings: Settings, name: str) -> int:
     else:
         copies.write_live_copies(notebooks(settings), target)
     print(f"Written: {target}/")
-    return 0
 
 
-def forget(settings: Settings) -> int:
+def forget(settings: Settings) -> None:
     """Forget the replies of live servers, and the requests that found none; records stay."""
     pending = settings.cache_dir / "pending.jsonl"
     waiting = len(replies.PendingRequests(pending).all())
@@ -225,10 +210,6 @@ def forget(settings: Settings) -> int:
         stored = store.forget()
     pending.unlink(missing_ok=True)
     print(f"{stored} stored replies and {waiting} waiting requests are forgotten.")
-    return 0
-
-
-# --- authors --------------------------------------------------------------------------------------
 
 
 def execute_in_place(settings: Settings, names: Sequence[str]) -> int:
@@ -236,7 +217,7 @@ def execute_in_place(settings: Settings, names: Sequence[str]) -> int:
 
     An appendix's name begins with ``appendix/``.
     """
-    for path in [*notebooks(settings), *appendices(settings)]:
+    for path in notebooks(settings, appendices=True):
         name = path.relative_to(settings.root / "notebooks").as_posix()
         if names and not name.startswith(tuple(names)):
             continue
@@ -252,8 +233,8 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Remove what differs between runs or machines: stderr, times, widget state, kernel names."""
     notebook.metadata = nbformat.from_dict(KERNEL)
     for cell in notebook.cells:
-        for key in VOLATILE_METADATA:
-            cell.metadata.pop(key, None)
+        for key in cell.metadata.keys() - KEPT:
+            del cell.metadata[key]
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
     return notebook
@@ -270,7 +251,7 @@ def tidy(settings: Settings, files: Sequence[Path]) -> int:
     """Clean notebooks in place (all by default); return 1 if one changed, as a commit hook does."""
     status = 0
     docs = sorted((settings.root / "docs").glob("*.ipynb"))
-    for path in files or [*notebooks(settings), *appendices(settings), *docs]:
+    for path in files or [*notebooks(settings, appendices=True), *docs]:
         before = path.read_text(encoding="utf-8")
         after = nbformat.writes(clean(nbformat.reads(before, as_version=4))) + "\n"
         if after != before:
@@ -280,17 +261,13 @@ def tidy(settings: Settings, files: Sequence[Path]) -> int:
     return status
 
 
-def stamp(settings: Settings) -> int:
+def stamp(settings: Settings) -> None:
     """Write navigation bars, set-up cells and launch links, and say with which address."""
     print(f"Stamped {publish.stamp(settings) or '(there is no address yet)'}.")
-    return 0
 
 
-def exchange_batch(settings: Settings, action: str, file: Path) -> int:
-    """Export requests that found no answer, import a Batch API output file, or keep replies.
-
-    ``keep`` writes the local store's replies that are not committed yet to a JSON Lines file.
-    """
+def exchange_batch(settings: Settings, action: str, file: Path) -> int | None:
+    """Export unanswered requests, import a Batch API output file, or keep uncommitted replies."""
     noted = replies.PendingRequests(settings.cache_dir / "pending.jsonl").all()
     committed = replies.CommittedStore(settings.replies_dir)
     asked = {replies.request_key(body): body for body in noted}
@@ -300,19 +277,14 @@ def exchange_batch(settings: Settings, action: str, file: Path) -> int:
             # A request stays noted after its answer came; it must not be sent and paid again.
             unanswered = [b for key, b in asked.items() if store.get(key, fault=llm.usable) is None]
             count = scale.export_batch(unanswered, file, settings.llm_model or "MODEL")
-            print(f"{count} requests written to {file}.")
-            return 0
+            return print(f"{count} requests written to {file}.")
         if action == "keep":
             new = [r for r in store.all() if committed.get(r.key) is None]
             usable = [r for r in new if not llm.usable(r.request, r.response)]
-            print(f"{replies.write_jsonl(usable, file)} replies written to {file}.")
-            return 0
+            return print(f"{replies.write_jsonl(usable, file)} replies written to {file}.")
         report = scale.import_batch(file, asked.values(), store)
     print(report)
     return 1 if report.again else 0
-
-
-# --- command line ---------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -322,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="NAME")
 
-    def add(name: str, action: Callable[[Settings, argparse.Namespace], int]):
+    def add(name: str, action: Callable[[Settings, argparse.Namespace], int | None]):
         command_parser = commands.add_parser(name)
         command_parser.set_defaults(action=action)
         return command_parser
@@ -343,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exchange.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
     try:
-        return options.action(Settings.from_env(), options)
+        return options.action(Settings.from_env(), options) or 0
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C. What was finished is kept.", file=sys.stderr)
         return 130
