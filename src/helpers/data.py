@@ -1,7 +1,6 @@
-"""Find, check, load and split MovieLens, or the simulated sample that stands in for it.
+"""Find, check, load and split MovieLens (Harper and Konstan 2015, doi 10.1145/2827872).
 
 Everything is keyed by ``movieId``: five titles of ml-latest-small belong to two movies each.
-The data: F. Maxwell Harper and Joseph A. Konstan 2015, doi 10.1145/2827872.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ SCHEMAS = {
     "tags": "userId int, movieId int, tag string, timestamp bigint",
 }
 """Spark schemas of the four files, in the order of their columns."""
-TABLES = {
-    table: dict(column.split() for column in schema.split(", "))
-    for table, schema in SCHEMAS.items()
-}
+TABLES = {table: dict(c.split() for c in schema.split(", ")) for table, schema in SCHEMAS.items()}
 VALUE_FORMS = {  # of a type or a column: type in pandas, what a value looks like
     "int": ("int64", "[0-9]{1,9}"),
     "bigint": ("int64", "[0-9]{1,10}"),
@@ -62,22 +58,18 @@ class Dataset:
         """Return one line for the top of a notebook; it names no path of this machine."""
         by = f"found by {self.source}"
         if self.simulated:
-            return (
-                f"Data: a SIMULATED sample, not MovieLens ({self.note or by}). For the real "
-                "release set MOVIELENS_DIR or unpack ml-latest-small into data/."
-            )
+            said = "For the real release set MOVIELENS_DIR or unpack ml-latest-small into data/."
+            return f"Data: a SIMULATED sample, not MovieLens ({self.note or by}). {said}"
         if self.verified:
             return f"Data: {self.name}, verified by SHA-256 ({by})"
-        return (
-            f"Data: {self.name}, not {NAME} as published, unverified ({by}). The text speaks of "
-            f"{NAME}; the numbers computed here are those of {self.name}."
-        )
+        said = f"The text speaks of {NAME}; the numbers computed here are those of {self.name}."
+        return f"Data: {self.name}, not {NAME} as published, unverified ({by}). {said}"
 
 
 def locate(settings: Settings | None = None) -> Dataset:
     """Return the first of ``MOVIELENS_DIR``, ``data/ml-latest-small/``, a download, the sample.
 
-    Raises DataError where one of the folders is there but lacks a file: it is never skipped.
+    Raises DataError where one of the folders is there but lacks a file.
     """
     settings = settings or Settings.from_env()
     local, note = settings.data_dir / NAME, "no copy found, download switched off"
@@ -166,10 +158,9 @@ def _refuse(table: str, values: pd.Series, good: pd.Series) -> None:
     """Name the first of the values that is not good, if any."""
     if not good.all():
         line = int(good.idxmin())
-        raise DataError(
-            f"{table}.csv, line {line + 2}, column {values.name}: {str(values[line])!r} does not "
-            "belong there; correct it or copy the file again."
-        )
+        where = f"{table}.csv, line {line + 2}, column {values.name}"
+        said = "does not belong there; correct it or copy the file again"
+        raise DataError(f"{where}: {str(values[line])!r} {said}.")
 
 
 def load(spark: SparkSession, dataset: Dataset) -> Tables:
@@ -227,8 +218,7 @@ def save_result(
 ) -> Path:
     """Save a table behind a figure as CSV with six decimals and return its path.
 
-    Only numbers from the verified release go to the committed ``data/results``, and not those of
-    another LLM or user (``published`` is false).
+    Numbers of another LLM or user (``published`` is false) do not go to ``data/results``.
     """
     path = result_path(name, dataset if published else replace(dataset, verified=False), settings)
     with replacing(path) as fresh:

@@ -1,8 +1,7 @@
 """The plain OpenAI client, with a transport underneath that can answer from records.
 
-The transport of ``connect()`` answers live (the server of ``OPENAI_BASE_URL``), from a stored reply
-to exactly this request, by the small model on this machine (:mod:`helpers.local_model`), or not at
-all (:class:`helpers.outcomes.NoReply`). Replies are stored; keys never are.
+Four ways to answer: live (the server of ``OPENAI_BASE_URL``), from a stored reply to exactly this
+request, by the small model on this machine, or not at all. Replies are stored; keys never are.
 """
 
 from __future__ import annotations
@@ -44,11 +43,6 @@ def unset(settings: Settings) -> str:
     return " and ".join(name for name, value in named.items() if not value)
 
 
-def mode(settings: Settings | None = None) -> str:
-    """Return who answers first: ``live``, ``recorded``, ``local`` or ``none``."""
-    return _answering(settings or Settings.from_env())[0]
-
-
 def model(settings: Settings | None = None) -> str:
     """Return the model to ask: ``LLM_MODEL``, or a placeholder where nothing is sent."""
     settings = settings or Settings.from_env()
@@ -58,27 +52,27 @@ def model(settings: Settings | None = None) -> str:
 def describe(settings: Settings | None = None) -> str:
     """Return one line that says who answers."""
     settings = settings or Settings.from_env()
-    line, name = f"LLM: {_answering(settings)[1]}", unset(settings)
+    line, name = f"LLM: {_answering(settings)}", unset(settings)
     half = settings.llm_mode == "auto" and name in {"OPENAI_BASE_URL", "LLM_MODEL"}
     return f"{line}; no server is asked, because {name} is not set" if half else line
 
 
-def _answering(settings: Settings) -> tuple[str, str]:
-    """Return who answers first, and that in words."""
+def _answering(settings: Settings) -> str:
+    """Return who answers first."""
     if is_live(settings):
-        return "live", f"live, {settings.llm_model}"
+        return f"live, {settings.llm_model}"
     if settings.llm_mode in {"auto", "recorded"}:
         committed = CommittedStore(settings.replies_dir)
         sources = [f"recorded replies, {PROVENANCE}"] if committed else []
         if models := LocalStore(settings.cache_dir / "replies.jsonl").models():
             sources.append(f"your own stored replies, by {', '.join(models)}")
         if sources:
-            return "recorded", "; for the rest ".join(sources)
+            return "; for the rest ".join(sources)
     why = local_model.missing() if settings.llm_mode in {"auto", "local"} else "not wanted"
     if not why:
-        return "local", f"{local_model.MODEL}, a small LLM on this machine"
+        return f"{local_model.MODEL}, a small LLM on this machine"
     line = "none; lists keep the retriever's order and profiles are plain tables"
-    return "none", line + (f" ({why})" if settings.llm_mode == "local" else "")
+    return line + (f" ({why})" if settings.llm_mode == "local" else "")
 
 
 def connect(

@@ -95,9 +95,9 @@ def usable(body: Body, response: Body) -> str:
         # One token's alternatives are all that was asked for.
         return "" if getattr(outcome.response.choices[0], "logprobs", None) else outcome.why
     schema = ((body.get("response_format") or {}).get("json_schema") or {}).get("schema")
-    return (
-        answers.read(outcome.text, schema).why if outcome.kind == "ok" and schema else outcome.why
-    )
+    if outcome.kind == "ok" and schema:
+        return answers.read(outcome.text, schema).why
+    return outcome.why
 
 
 def fault_of(error: Exception) -> Outcome:

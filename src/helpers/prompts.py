@@ -15,16 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Messages = list[dict[str, str]]
 
-MAX_LIKES = 40
-MAX_DISLIKES = 15
-MAX_TITLE = 150
+MAX_LIKES, MAX_DISLIKES, MAX_TITLE = 40, 15, 150  # movies, movies, characters
 
 
 def quote(text: str, limit: int = MAX_TITLE) -> str:
     """Return untrusted text as one quoted line that cannot leave its place in a prompt.
 
-    Line breaks and control characters become spaces, angle brackets become single guillemets (they
-    delimit our data blocks), quotes are escaped, and the text is cut at ``limit`` characters.
+    Angle brackets, which delimit our data blocks, become single guillemets.
     """
     line = "".join(char if char.isprintable() else " " for char in str(text))
     line = " ".join(line.split()).replace("<", "‹").replace(">", "›")
@@ -85,7 +82,11 @@ def profile_prompt(rated: pd.DataFrame, liked: pd.DataFrame, disliked: pd.DataFr
         liked: best first; the first 40 enter the prompt.
         disliked: worst first; the first 15 enter the prompt.
     """
-    likes, dislikes = _lines(liked.head(MAX_LIKES)), _lines(disliked.head(MAX_DISLIKES))
+    columns = ["movieId", "title", "genres", "deviation"]
+    likes, dislikes = (
+        [movie_line(*row) for row in movies[columns].itertuples(index=False, name=None)]
+        for movies in (liked.head(MAX_LIKES), disliked.head(MAX_DISLIKES))
+    )
     text = f"""\
 A viewer has rated {len(rated)} movies; the mean is {rated["rating"].mean():.2f} of 5 stars.
 Each line below is: movieId | title | genres | stars above or below that mean.
@@ -102,11 +103,6 @@ Rated at least one star below the mean, worst first ({len(disliked)} movies, {le
 
 {PROFILE_RULES}"""
     return [{"role": "system", "content": PROFILE_SYSTEM}, {"role": "user", "content": text}]
-
-
-def _lines(movies: pd.DataFrame) -> list[str]:
-    columns = movies[["movieId", "title", "genres", "deviation"]]
-    return [movie_line(*row) for row in columns.itertuples(index=False, name=None)]
 
 
 RANKING_SYSTEM = (
@@ -151,10 +147,7 @@ Each line below is: letter | title | genres.
 
 
 def shuffled(movie_ids: Sequence[int], seed: int) -> list[int]:
-    """Return the ids in an order that depends on the set of ids and ``seed`` alone.
-
-    The ids are sorted first, so the retriever's order neither leaks into the prompt nor changes it.
-    """
+    """Return the ids in an order that depends on their set and ``seed``, not on the retriever."""
     ids = sorted(int(movie_id) for movie_id in movie_ids)
     random.Random(seed).shuffle(ids)
     return ids

@@ -70,10 +70,9 @@ class Repairs:
 
 @dataclass(frozen=True)
 class Ranking:
-    """A permutation of the candidates, with what was done to get it.
+    """A permutation of the candidates: positions, best first, and the LLM's reason for each.
 
-    ``order`` holds positions, best first; ``reasons`` maps a position to the LLM's reason. Where
-    nothing usable was said, ``failed`` is true, ``why`` says why and the order is the retriever's.
+    Where nothing usable was said, ``failed`` is true and the order is the retriever's.
     """
 
     order: list[int]

@@ -26,8 +26,7 @@ Fault = Callable[[Body, Body], str]  # from request and response to why it is of
 CONTENT = (
     "messages", "input", "response_format", "tools", "tool_choice", "n", "logprobs", "stop", "seed",
 )  # fmt: skip
-"""Fields that decide what is asked; a ``seed`` asks for another reading of a prompt. The caller's
-limit counts too, for the answer is cut there. All others are about who answers and how."""
+"""Fields that decide what is asked, with the caller's limit, at which an answer is cut."""
 
 LOCAL = "local store"  # the source of a reply that is not committed
 SCHEMA_NOTES = {"title", "description", "default", "examples"}  # differ between pydantic versions
@@ -121,10 +120,7 @@ class CommittedStore(dict[str, Reply]):
 
 
 class LocalStore(AbstractContextManager):
-    """Replies of live servers, in a file that threads and processes append to.
-
-    A reply is on disk when :meth:`put` returns, so that no kill loses it.
-    """
+    """Replies of live servers, in a file that threads and processes append to."""
 
     def __init__(self, path: Path) -> None:
         """Remember the file; it need not exist."""
@@ -132,7 +128,7 @@ class LocalStore(AbstractContextManager):
         self._index: dict[str, dict[tuple[str, str], Reply]] = {}
 
     def put(self, request: Body, response: Body, *, model: str = "", server: str = "") -> None:
-        """Store a reply; it replaces an earlier one of this model and server to this request."""
+        """Store a reply in place of an earlier one of this model and server; no kill loses it."""
         record = {"key": request_key(request), "request": request, "response": response}
         record |= {"model": model, "server": server, "created": time.time()}
         line = json.dumps(record).encode() + b"\n"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, HttpUrl, TypeAdapter, ValidationError
 
@@ -123,13 +123,10 @@ class Settings:
             raise SettingsError(f"{name} must be {wanted}.") from None
 
     def scrub(self, text: str) -> str:
-        """Replace the key, and what is secret in an address, by ``[key]``, for messages."""
-        password = urlsplit(self.llm_base_url or "").password
-        secrets = [self.llm_api_key, password]
-        secrets += re.findall(r"token=([^;]+)", self.spark_remote or "")
+        """Replace the key, and the password in an address, by ``[key]``, for messages."""
+        secrets = self.llm_api_key, urlsplit(self.llm_base_url or "").password
         for secret in filter(None, secrets):
-            spellings = {re.escape(spelling) for spelling in (secret, quote(secret, safe=""))}
-            text = re.sub(rf"(?<!\w)({'|'.join(spellings)})(?!\w)", "[key]", text)
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[key]", text)
         return text
 
 

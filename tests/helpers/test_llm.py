@@ -88,7 +88,7 @@ def test_committed_records_come_first_without_a_server_and_never_with_one(offlin
     record(offline, body, completion("theirs") | {"model": "claude"})
     assert ask(offline).text == "theirs"
     assert ask(offline).describe() == "LLM reply, recorded, by claude"
-    assert "Claude" in llm.describe(offline) and llm.mode(offline) == "recorded"
+    assert "Claude" in llm.describe(offline)
     with serve(("ok", completion("live"))) as server:
         assert ask(live(offline, server)).text == "live"
 
@@ -97,7 +97,7 @@ def test_mode_none_ignores_records_and_notes_the_request(offline):
     body = {"messages": MESSAGES}
     record(offline, body, completion("recorded"))
     settings = dataclasses.replace(offline, llm_mode="none")
-    assert llm.mode(settings) == "none" and ask(settings).kind == "no_reply"
+    assert "none;" in llm.describe(settings) and ask(settings).kind == "no_reply"
     assert PendingRequests(offline.cache_dir / "pending.jsonl").all() == [body]
 
 
@@ -120,9 +120,9 @@ def test_parse_reads_a_recorded_profile(offline):
 
 def test_what_is_missing_is_named(offline):
     with pytest.raises(SettingsError, match="OPENAI_BASE_URL"):
-        llm.mode(dataclasses.replace(offline, llm_mode="live"))
+        llm.describe(dataclasses.replace(offline, llm_mode="live"))
     with pytest.raises(SettingsError, match="LLM_MODEL"):
-        llm.mode(dataclasses.replace(offline, llm_mode="live", llm_api_key=KEY))
+        llm.describe(dataclasses.replace(offline, llm_mode="live", llm_api_key=KEY))
     half = dataclasses.replace(offline, llm_base_url="http://127.0.0.1:9/v1")
     assert "LLM_MODEL is not set" in llm.describe(half)
 
