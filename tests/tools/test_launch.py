@@ -77,7 +77,7 @@ def test_the_repository_is_stamped_as_it_stands(copy, ci):
     ("origin", "found"),
     [
         (ADDRESS, ADDRESS), (f"{ADDRESS}.git", ADDRESS), ("git@github.com:a/b.c.git", "a/b.c"),
-        ("ssh://git@github.com/a/b", "a/b"), ("https://me:key@github.com/a/b.git", "a/b"),
+        ("ssh://git@github.com/a/b", "a/b"), ("https://me@github.com/a/b.git", "a/b"),
         ("https://github.com/a", None), ("https://notgithub.com/a/b", None), ("/some/folder", None),
     ],
 )  # fmt: skip
