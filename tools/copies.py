@@ -49,12 +49,12 @@ def taught(cell: NotebookNode) -> set[str]:
 
 def parts(source: str, names: set[str]) -> list[tuple[ast.stmt, str]]:
     """Return a cell's statements that define one of the names, each with that name."""
-    found = []
-    for node in ast.parse(source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node]
-        own = [getattr(target, "id", getattr(target, "name", "")) for target in targets]
-        found += [(node, name) for name in own if name in names]
-    return found
+    return [
+        (node, name)
+        for node in ast.parse(source).body
+        for target in getattr(node, "targets", [node])
+        if (name := getattr(target, "id", getattr(target, "name", ""))) in names
+    ]
 
 
 def with_todo(source: str, names: set[str], todo: bool = True) -> str:
