@@ -25,29 +25,22 @@ def tightened(body: Body, letters: str | None, *, texts: bool = False) -> Body:
     ``texts`` bounds texts and other lists too, which not every server takes; without it a small
     model repeats itself without end.
     """
-    labels = [chr(65 + i) for i in range(int(letters or 0))]
+    n = int(letters or 0) if int(letters or 0) <= 26 else 0
+    names = {"type": "string", "enum": [chr(65 + i) for i in range(n)]}
 
-    def bounded(node: Body) -> Body:
-        if node.get("type") == "string" and texts and "enum" not in node:
-            return {**node, "maxLength": 200}
-        if node.get("type") == "array" and texts and "minItems" not in node:
-            return {**node, "maxItems": 5}
-        return node
-
-    def lettered(node: Body) -> Body:
-        known = node.get("properties", {})
-        if "letter" in known:
-            known["letter"] = {"type": "string", "enum": labels}
-        if "ranking" in known:
-            known["ranking"] |= {"minItems": len(labels), "maxItems": len(labels)}
+    def tight(node: Body) -> Body:  # the inner parts come first
+        known, kind = node.get("properties", {}), node.get("type")
+        if texts and kind in ("string", "array"):
+            node |= {"maxLength": 200} if kind == "string" else {"maxItems": 5}
+        if n and "letter" in known:
+            known["letter"] = names
+        if n and "ranking" in known:
+            known["ranking"] |= {"minItems": n, "maxItems": n}
             if known["ranking"]["items"].get("type") == "string":
-                known["ranking"]["items"] = {"type": "string", "enum": labels}
+                known["ranking"]["items"] = names
         return node
 
-    form = json.dumps(body.get("response_format") or {})
-    if 0 < len(labels) <= 26:
-        form = json.dumps(json.loads(form, object_hook=lettered))
-    form = json.loads(form, object_hook=bounded)
+    form = json.loads(json.dumps(body.get("response_format") or {}), object_hook=tight)
     return {**body, "response_format": form} if form else body
 
 
