@@ -24,7 +24,7 @@ BRANCH = "main"
 IMAGE = "binder"  # the branch that Binder builds; a workflow moves it when the environment changes
 FORM = re.compile(r"(?:^|[/@])github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$")
 SET_UP_ENDS = "print(versions("  # here begins what differs from notebook to notebook
-NOT_FOUND = "Not found: git clone it, then %run REPO/tools/colab.py"
+NOT_FOUND = "No course here: git clone it, %run REPO/tools/colab.py"
 NO_ADDRESS = "The first push to GitHub puts links to Binder and Colab here."
 
 
@@ -71,7 +71,7 @@ def set_up(address: str | None) -> str:
     Without an address the session says where the notebook lies, which is beside ``tools``.
     """
     asked = "curl -s $COLAB_JUPYTER_IP:9000/api/sessions|grep -o git.*notebooks|xargs -I@ "
-    fetched = f"{asked}curl -sfL https://@/../tools/colab.py?raw=1"
+    fetched = f"{asked}curl -sfL https://@/../tools/colab.py?raw=true"
     if address:
         fetched = f"curl -sfL {address}/raw/{BRANCH}/tools/colab.py"
     return f"""if "google.colab" in str(get_ipython()):  # fetch and install the course

@@ -247,7 +247,7 @@ def test_the_set_up_cell_turns_an_empty_colab_machine_into_the_course(run_cells,
 @pytest.mark.parametrize(
     ("address", "path", "sentence"),
     [
-        (None, "1a2b", "Not found: git clone it"),  # a copy in Drive, never stamped
+        (None, "1a2b", "No course here: git clone it"),  # a copy in Drive, never stamped
         (ADDRESS, "1a2b", "Colab does not say where this notebook comes from"),
         (ADDRESS, ON_GITHUB, f"{ADDRESS} could not be fetched"),
     ],
