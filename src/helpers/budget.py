@@ -41,9 +41,8 @@ def completion_limit(body: Body) -> int:
 class Budget:
     """A hard limit for live requests, in tokens and, where prices are known, US dollars.
 
-    Prices are dollars per million tokens. Room is set aside before a request is sent, so that
-    parallel ones cannot exceed the limit together; then what the server reports is counted, else an
-    estimate, and for an answer that was lost all that was set aside.
+    Prices are dollars per million tokens. Room is set aside before a request is sent; then what the
+    server reports is counted, else an estimate, and for a lost answer all that was set aside.
     """
 
     max_tokens: int = 200_000

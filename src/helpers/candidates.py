@@ -129,10 +129,10 @@ def viewer(
 
 
 def history(ratings: pd.DataFrame, movies: pd.DataFrame, user_id: int) -> pd.DataFrame:
-    """Return all that a user rated, best first, with each rating relative to the user's mean.
+    """Return all that a user rated, best first; of equal ratings the latest.
 
-    Columns: ``movieId, title, genres, rating, deviation, timestamp``; ``deviation`` in stars. Equal
-    ratings are ordered by the later timestamp, then by movieId.
+    Columns: ``movieId, title, genres, rating, deviation, timestamp``; ``deviation`` is in stars
+    from the user's mean.
 
     Raises:
         NoCandidatesError: the user has no rating.

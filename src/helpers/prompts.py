@@ -75,12 +75,9 @@ def movie_line(movie_id: int, title: str, genres: str, deviation: float) -> str:
 
 
 def profile_prompt(rated: pd.DataFrame, liked: pd.DataFrame, disliked: pd.DataFrame) -> Messages:
-    """Return the improved profile prompt.
+    """Return the improved profile prompt: 40 of the liked (best first), 15 of the disliked.
 
-    Args:
-        rated: all that the user rated (see ``candidates.history``); gives count and mean.
-        liked: best first; the first 40 enter the prompt.
-        disliked: worst first; the first 15 enter the prompt.
+    ``rated`` is all that the user rated (see ``candidates.history``); it gives count and mean.
     """
     columns = ["movieId", "title", "genres", "deviation"]
     likes, dislikes = (
@@ -125,10 +122,7 @@ def candidate_line(letter: str, title: str, genres: str) -> str:
 def ranking_prompt(profile_text: str, letters: Sequence[str], movies: pd.DataFrame) -> Messages:
     """Return the improved ranking prompt: profile (A) and candidates (B) by letter.
 
-    Args:
-        profile_text: see :func:`profile_as_text`.
-        letters: one label for each row of ``movies``.
-        movies: candidates in the order shown (``title, genres``); see :func:`shuffled`.
+    ``letters`` holds a label for each row of ``movies`` (``title, genres``), in the order shown.
     """
     rows = zip(letters, movies["title"], movies["genres"], strict=True)
     lines = [candidate_line(*row) for row in rows]

@@ -48,8 +48,7 @@ def table(
 ) -> None:
     """Display a table: cells wrap, all text is escaped, floats have ``digits`` decimals.
 
-    ``digits`` may also map columns to format strings. Without ``index`` the row labels are left
-    out. The plain text beside it is what a terminal shows.
+    ``digits`` may also map columns to format strings; without ``index`` row labels are left out.
     """
     frame = frame.to_frame() if isinstance(frame, pd.Series) else frame
     if index and frame.index.name:  # as a heading like the others, not on a line of its own
@@ -58,12 +57,9 @@ def table(
     look = frame.style.set_uuid(uuid).set_caption(html.escape(caption))
     # The class keeps MathJax from reading prices as formulas.
     look = look.set_table_attributes('class="dataframe tex2jax_ignore"')
-    look = look.set_table_styles(
-        [
-            {"selector": "td, th", "props": "text-align: left; white-space: normal"},
-            {"selector": "caption", "props": "text-align: left; font-weight: bold"},
-        ]
-    )
+    left = {"td, th": "text-align: left; white-space: normal"}
+    left["caption"] = "text-align: left; font-weight: bold"
+    look = look.set_table_styles([{"selector": s, "props": props} for s, props in left.items()])
     precision = digits if isinstance(digits, int) else 3
     formats: Any = None if isinstance(digits, int) else dict(digits)
     look = look.format(formats, precision=precision, na_rep="", escape="html")
@@ -115,8 +111,6 @@ def story(
         retriever: the movieIds of ``ranked`` in the retriever's order; it draws the slope.
         support: number of ratings of each of :data:`ARTICLE_TEN`, shown in grey above the slope.
         who: how the user is called.
-
-    A part that is missing is named as missing.
 
     Raises:
         ValueError: ``retriever`` does not hold the movies of ``ranked``.

@@ -154,10 +154,7 @@ def _prepare(settings: Settings) -> None:
 
 
 def close_spark(session: SparkSession) -> None:
-    """Stop the session and end its JVM, which else would keep its memory.
-
-    What a notebook then asks of the old session's tables is a :class:`SparkClosedError`.
-    """
+    """Stop the session and end its JVM; its tables then raise a :class:`SparkClosedError`."""
     context = getattr(session, "_sc", None)
     if context is None:  # of Spark Connect
         session.stop()

@@ -12,31 +12,23 @@ from helpers.settings import Settings
 def recorded(
     user_id: int, dataset: data.Dataset, settings: Settings | None = None
 ) -> tuple[int, str]:
-    """Display :func:`helpers.show.story` without asking an LLM or fitting a model.
+    """Display :func:`helpers.show.story` with what is recorded and what notebook 05 saved.
 
-    The profile is the recorded reply to notebook 04's prompt, the list is the one that notebook 05
-    saved; what is not there is named as missing.
-
-    Returns:
-        the user shown, and a sentence where it is another one than was asked for, or "".
+    Return the user shown, and a sentence where it is another one than was asked for, or "".
     """
     settings = settings or Settings.from_env()
     ratings, movies = (data.load_pandas(dataset, name) for name in ("ratings", "movies"))
     user_id, notice = candidates.viewer(user_id, ratings)
     rated = candidates.history(ratings, movies, user_id)
-    counts = ratings.groupby("movieId").size()
-    named = movies.loc[movies["title"].isin(show.ARTICLE_TEN)].set_index("title")["movieId"]
-    support = {
-        title: int(counts.get(named[title], 0)) for title in show.ARTICLE_TEN if title in named
-    }
     ranked, retriever = _ranked(user_id, dataset, settings)
+    support = None
+    if user_id == 12:
+        titles = ratings.merge(movies, on="movieId")["title"].value_counts()
+        known = [title for title in show.ARTICLE_TEN if title in set(movies["title"])]
+        support = {title: int(titles.get(title, 0)) for title in known}
+    who = f"User {user_id}"
     show.story(
-        rated,
-        _claims(rated, settings),
-        ranked,
-        retriever=retriever,
-        support=support if user_id == 12 else None,
-        who=f"User {user_id}",
+        rated, _claims(rated, settings), ranked, retriever=retriever, support=support, who=who
     )
     return user_id, notice
 
@@ -50,8 +42,7 @@ def _claims(rated: pd.DataFrame, settings: Settings) -> pd.DataFrame | None:
         "messages": prompts.profile_prompt(rated, liked, disliked),
         "response_format": llm.response_format(prompts.Profile),
     }
-    store = replies.CommittedStore(settings.replies_dir)
-    reply = store.get(replies.request_key(asked))
+    reply = replies.CommittedStore(settings.replies_dir).get(replies.request_key(asked))
     if reply is None:
         return None
     text = reply.response["choices"][0]["message"]["content"]
