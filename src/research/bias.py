@@ -19,6 +19,31 @@ from helpers import answers, prompts, ranking
 from helpers.prompts import Messages
 from research import evaluation
 
+_COUNTRIES = (
+    "Argentina Australia Brazil Canada Chile China Colombia Denmark Egypt Finland France Germany "
+    "Ghana Greece Hungary India Indonesia Iran Ireland Israel Italy Japan Kenya Mexico Morocco "
+    "Nigeria Norway Peru Poland Portugal Romania Senegal Spain Sweden Thailand Turkey Ukraine "
+    "Uruguay Vietnam Zambia"
+)
+_JOBS = (
+    "accountant actor architect baker barber bricklayer butcher carpenter cashier chemist cleaner "
+    "cook dentist driver economist electrician farmer firefighter florist gardener judge "
+    "journalist lawyer librarian mechanic midwife miner musician nurse painter pharmacist pilot "
+    "plumber professor sailor soldier tailor teacher waiter welder"
+)
+_PEOPLE = "woman man girl boy mother father sister brother"
+_PLACES = ("in a city", "in a village", "by the sea", "in the mountains", "in a suburb")
+_AGES = np.linspace(16, 76, 40).round().astype(int)
+SENTENCES = {
+    "gender": [f"The viewer is a {a} who lives {b}." for b in _PLACES for a in _PEOPLE.split()],
+    "age": [
+        f"The viewer is {age} years old." for age in np.linspace(16, 76, 40).round().astype(int)
+    ],
+    "country": [f"The viewer lives in {country}." for country in _COUNTRIES.split()],
+    "occupation": [f"Occupation of the viewer: {job}." for job in _JOBS.split()],
+}
+"""Forty sentences of each kind, of which one is all that an LLM is told about a viewer."""
+
 
 def balanced_users(
     slots: Mapping[int, int], count: int, step: int, *, first: Collection[int] = (), seed: int = 0

@@ -21,3 +21,10 @@ if dataset.verified and recorded:
     assert (costs.verdict == "worse").tolist() == [False, False, True]
     assert (fame.verdict == "better").all()
     assert worse.index[worse.verdict == "worse"].tolist() == ["ratings: transitions"]
+    # A was first for 118 and 126 of the users; no two ways of asking the larger LLM are told apart.
+    assert firsts["SmolLM2, mixed"][0] == 118 and firsts["SmolLM2, mixed, with the sentence"][0] == 126
+    large = positions[positions.index.str.startswith("recorded LLM")]
+    assert len(large) == 5 and large.verdict.str.startswith("not shown").all()
+    assert (sentence_family.verdict == "better").all() and len(differences) == 160
+    assert with_history.verdict.str.startswith("not shown").all() and len(beside) == 40
+    assert with_history["mean"].iloc[0] < own.mean() / 10
