@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -187,6 +188,7 @@ def lab_options(settings: Settings) -> list[str]:
 
 def open_lab(settings: Settings) -> None:
     """Open JupyterLab in this process, so that Ctrl-C ends it as usual."""
+    os.environ["KEEP_RESULTS"] = "1"  # a changed cell must not change the tables of the course
     LabApp.launch_instance(lab_options(settings))
 
 

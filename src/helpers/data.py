@@ -5,6 +5,7 @@ Everything is keyed by ``movieId``: five titles of ml-latest-small belong to two
 
 from __future__ import annotations
 
+import os
 import re
 from collections import namedtuple
 from collections.abc import Sequence
@@ -218,9 +219,11 @@ def save_result(
 ) -> Path:
     """Save a table behind a figure as CSV with six decimals and return its path.
 
-    Numbers of another LLM or user (``published`` is false) do not go to ``data/results``.
+    Numbers of another LLM or user (``published`` is false), and of the copies that ``make lab``
+    opens (it sets ``KEEP_RESULTS``), do not go to ``data/results``.
     """
-    path = result_path(name, dataset if published else replace(dataset, verified=False), settings)
+    own = published and not os.environ.get("KEEP_RESULTS")
+    path = result_path(name, dataset if own else replace(dataset, verified=False), settings)
     with replacing(path) as fresh:
         table.to_csv(fresh, index=False, float_format="%.6f", lineterminator="\n")
     return path

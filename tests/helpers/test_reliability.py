@@ -55,6 +55,21 @@ def tiny_disk(tmp_path):
     subprocess.run([*sudo, "umount", "-l", str(folder)], check=True)
 
 
+def test_a_copy_of_a_lesson_leaves_the_tables_of_the_course(
+    sample, settings, tmp_path, monkeypatch
+):
+    project = dataclasses.replace(settings, root=tmp_path)
+    release, table = (
+        dataclasses.replace(sample, verified=True, simulated=False),
+        pd.DataFrame({"a": [1]}),
+    )
+    first = data.save_result(table, "01_x", release, project)
+    monkeypatch.setenv("KEEP_RESULTS", "1")
+    own = data.save_result(table * 2, "01_x", release, project)
+    assert first.parent == project.results_dir and project.cache_dir in own.parents
+    assert data.read_result("01_x", release, project)["a"].item() == 1
+
+
 def test_a_full_disk_leaves_the_old_table(tiny_disk, sample, settings):
     project = dataclasses.replace(settings, root=tiny_disk)
     small, large = (pd.DataFrame({"value": np.arange(rows)}) for rows in (3, 100_000))
