@@ -17,3 +17,13 @@ if dataset.verified:
     shown = new_family.verdict == "better"
     assert shown.tolist() == [True, True, True, False]
     assert view.loc["near, with popularity"].max() < 0.01 < view.loc["near"].min()
+    # Section 2, the LLM: one example does harm, all else is not shown.
+    assert shots_family.index[shots_family.verdict == "worse"].tolist() == [
+        "LLM, 1 example, 5 known - LLM, 5 known"
+    ]
+    assert shots_family.verdict.str.startswith("not shown").sum() == 4
+    # Section 4: the line cited matters more than a similar one, and than nothing.
+    assert (
+        len(complete) == 60
+        and complete["the line cited"].mean() > 3 * complete.iloc[:, 1:].mean().max()
+    )
