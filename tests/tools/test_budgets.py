@@ -13,7 +13,7 @@ import pytest
 
 from conftest import ROOT
 
-PACKAGES = [("helpers", 3_245, 250), ("research", 5_000, 450)]
+PACKAGES = [("helpers", 3_250, 250), ("research", 5_000, 450)]
 SUBJECTS = [("helpers", "src/helpers"), ("research", "src/research"), ("tools", "tools")]
 
 
@@ -31,7 +31,7 @@ def test_a_package_and_its_modules_fit_their_budgets(package, budget, module_bud
 
 
 def test_the_tools_fit_their_budget():
-    assert 0 < sum(lines(ROOT / "tools").values()) <= 2_840
+    assert 0 < sum(lines(ROOT / "tools").values()) <= 2_905
 
 
 @pytest.mark.parametrize(("tests", "subject"), SUBJECTS)
