@@ -22,7 +22,8 @@ if dataset.verified and recorded:
     assert (fame.verdict == "better").all()
     assert worse.index[worse.verdict == "worse"].tolist() == ["ratings: transitions"]
     # A was first for 118 and 126 of the users; no two ways of asking the larger LLM are told apart.
-    assert firsts["SmolLM2, mixed"][0] == 118 and firsts["SmolLM2, mixed, with the sentence"][0] == 126
+    assert firsts["SmolLM2, mixed"][0] == 118
+    assert firsts["SmolLM2, mixed, with the sentence"][0] == 126
     large = positions[positions.index.str.startswith("recorded LLM")]
     assert len(large) == 5 and large.verdict.str.startswith("not shown").all()
     assert (sentence_family.verdict == "better").all() and len(differences) == 160
