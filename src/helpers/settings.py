@@ -30,14 +30,15 @@ Key = Annotated[str, Field(pattern="^[!-~]+$")]
 Mode = Literal["auto", "live", "recorded", "local", "none"]
 Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NAMES = {
-    "allow_download": "MOVIELENS_DOWNLOAD", "llm_api_key": "OPENAI_API_KEY",
+    "allow_download": "MOVIELENS_DOWNLOAD",
+    "llm_api_key": "OPENAI_API_KEY",  # pragma: allowlist secret
     "llm_base_url": "OPENAI_BASE_URL",
-}  # fmt: skip
+}
 """Variables that are not called as their field is, in capitals."""
 MUST_BE = {
     "LLM_MODE": "auto, live, recorded, local or none",
     "MOVIELENS_DOWNLOAD": "1 or 0",
-    "OPENAI_API_KEY": "one line of ASCII: copy it again, or unset it",
+    "OPENAI_API_KEY": "one line of ASCII: copy it again, or unset it",  # pragma: allowlist secret
     "OPENAI_BASE_URL": "an address such as http://localhost:8000/v1",
 }
 

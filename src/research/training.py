@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def kept_rows(path: Path, compute: Callable[[], Mapping[str, np.ndarray]]) -> di
     Long jobs keep each finished part so, and go on after the last one when they are stopped.
     """
     if not path.is_file():
-        rows = compute()
+        rows: dict[str, Any] = dict(compute())
         with data.replacing(path) as fresh, fresh.open("wb") as file:
             np.savez(file, **rows)
     with np.load(path) as file:

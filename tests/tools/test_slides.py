@@ -12,7 +12,7 @@ from conftest import ROOT
 bs4 = pytest.importorskip("bs4", reason='needs the tools extra: pip install -e ".[tools]"')
 slides = pytest.importorskip("slides")
 ENTRIES = yaml.safe_load((slides.DECKS / "decks.yaml").read_text(encoding="utf-8"))
-NAMES = r"\{.*?\}|[Uu]ser 12|Llama 2|SmolLM2"  # what is found in outputs, and what is a name
+NAMES = r"\{.*?\}|user 12|User 12|Llama 2|SmolLM2"  # what is found in outputs, and what is a name
 TOO_LARGE = """() => [...Reveal.getCurrentSlide().querySelectorAll('h2, div, div *')]
     .filter(part => !part.closest('.notes, .where')).map(part => part.getBoundingClientRect())
     .filter(box => box.right > 1220 || box.bottom > 672).length"""
