@@ -113,7 +113,7 @@ def main(names: Sequence[str]) -> int:
         if names and not path.name.startswith(tuple(names)):
             continue
         code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-        torch = re.search(r"\b(torch|sentence_transformers)\b", code[0].source)
+        torch = re.search(r"\b(torch|sentence.transformers)\b", code[0].source)
         limit_mb = 5120 if path.stem.startswith("08") else 3072 if torch else 2048
         seconds, peak_mb, parts = measure(path, dataset, limit_mb)
         rows = [
@@ -127,7 +127,8 @@ def main(names: Sequence[str]) -> int:
             {"notebook": path.stem, "section": section, "seconds": round(value, 1)}
             for section, value in parts.items()
         ]
-        save(sections, data.result_path("section_times", dataset), "notebook")
+        if sections:  # none are known of a notebook that was killed
+            save(sections, data.result_path("section_times", dataset), "notebook")
     return int(missed)
 
 
