@@ -16,7 +16,8 @@ if dataset.verified:
     assert (leads["later days"].verdict[worse] == "worse").all()
     shown = new_family.verdict == "better"
     assert shown.tolist() == [True, True, True, False]
-    assert view.loc["near, with popularity"].max() < 0.01 < view.loc["near"].min()
+    found_new = per_user.groupby(["system", "kept"]).mean().unstack("kept")
+    assert found_new.loc["near, with popularity"].max() < 0.01 < found_new.loc["near"].min()
     # Section 2, the LLM: one example does harm, all else is not shown.
     assert shots_family.index[shots_family.verdict == "worse"].tolist() == [
         "LLM, 1 example, 5 known - LLM, 5 known"
