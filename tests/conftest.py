@@ -10,6 +10,7 @@ from pathlib import Path
 
 import course
 import matplotlib
+import pandas as pd
 import pytest
 from browsers import browser, lab, page  # noqa: F401  (fixtures)
 
@@ -117,3 +118,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if needs_release(item):
             item.add_marker("release")
+
+
+@pytest.fixture
+def rated() -> pd.DataFrame:
+    """Three ratings of one user, best first, as `helpers.candidates.history` gives them."""
+    rows = [
+        (1, "Emma (1996)", "Comedy|Romance", 5.0, 1.5),
+        (2, "Clueless (1995)", "Comedy|Romance", 4.0, 0.5),
+        (3, "Alien (1979)", "Horror|Sci-Fi", 1.5, -2.0),
+    ]
+    return pd.DataFrame(rows, columns=["movieId", "title", "genres", "rating", "deviation"])

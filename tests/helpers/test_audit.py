@@ -9,17 +9,6 @@ from helpers import prompts
 from helpers.audit import audit_profile, genres_named, taste_table, year_of, years_named
 from helpers.prompts import Claim, Profile
 
-
-@pytest.fixture
-def rated():
-    rows = [
-        (1, "Emma (1996)", "Comedy|Romance", 5.0, 1.5),
-        (2, "Clueless (1995)", "Comedy|Romance", 4.0, 0.5),
-        (3, "Alien (1979)", "Horror|Sci-Fi", 1.5, -2.0),
-    ]
-    return pd.DataFrame(rows, columns=["movieId", "title", "genres", "rating", "deviation"])
-
-
 CASES = [
     ("genres", Claim(name="Comedy and Romance", movie_ids=[1, 2]), "confirmed"),
     ("genres", Claim(name="Horror", movie_ids=[1, 2]), "flagged"),

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import json
 
-import pandas as pd
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import prompts
-
-
-@pytest.fixture
-def rated():
-    rows = [
-        (1, "Emma (1996)", "Comedy|Romance", 5.0, 1.5),
-        (2, "Clueless (1995)", "Comedy|Romance", 4.0, 0.5),
-        (3, "Alien (1979)", "Horror|Sci-Fi", 1.5, -2.0),
-    ]
-    return pd.DataFrame(rows, columns=["movieId", "title", "genres", "rating", "deviation"])
 
 
 @given(st.text())

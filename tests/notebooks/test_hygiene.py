@@ -192,33 +192,24 @@ def test_each_rule_can_fail(name):
 
 
 @pytest.mark.parametrize(
-    ("part", "instead"),
+    ("fault", "part", "instead"),
     [
-        ("(#solution-2)", "(#solution-1)"),
-        ("### Solution 2", ""),
-        ("### Exercise 2", ""),
-        ("<summary>Hint", "<summary>Solution"),
+        # Each exercise has a solution that is not beside it.
+        ("closing", "(#solution-2)", "(#solution-1)"),
+        ("closing", "### Solution 2", ""),
+        ("closing", "### Exercise 2", ""),
+        ("closing", "<summary>Hint", "<summary>Solution"),
+        # Recall questions need a number, an answer and a section.
+        ("recall", "**3.** Why?", "Why?"),
+        ("recall", "**2.** Why?", "**5.** Why?"),
+        ("recall", "Because. Section 1.", "Because."),
+        ("recall", "## 1 Begin", "## Begin"),
     ],
 )
-def test_each_exercise_has_a_solution_that_is_not_beside_it(part, instead):
+def test_exercises_and_recall_questions_are_complete(fault, part, instead):
     bad = good()
     bad.cells[2].source = bad.cells[2].source.replace(part, instead)
-    assert check(bad) == {"closing"}
-
-
-@pytest.mark.parametrize(
-    ("part", "instead"),
-    [
-        ("**3.** Why?", "Why?"),
-        ("**2.** Why?", "**5.** Why?"),
-        ("Because. Section 1.", "Because."),
-        ("## 1 Begin", "## Begin"),
-    ],
-)
-def test_recall_questions_need_number_answer_and_section(part, instead):
-    bad = good()
-    bad.cells[2].source = bad.cells[2].source.replace(part, instead)
-    assert check(bad) == {"recall"}
+    assert check(bad) == {fault}
 
 
 @pytest.mark.parametrize(
