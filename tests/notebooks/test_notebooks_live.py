@@ -184,6 +184,7 @@ def runs(home, sample):
                 notebook.cells += [switch(number, fault), *part]
             NotebookClient(
                 notebook, timeout=600, kernel_name="python3", allow_errors=True,
+                coalesce_streams=True,  # a slow kernel prints a line in pieces
                 resources={"metadata": {"path": str(path.parent)}},
             ).execute()  # fmt: skip
             assert not any(map(error_of, notebook.cells[:start])), "before the first question"
@@ -261,8 +262,9 @@ def test_the_small_model_on_this_machine_answers_every_prompt(name, home, monkey
     monkeypatch.delenv("MOVIELENS_DIR", raising=False)
     notebook = nbformat.read(path, 4)
     NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}
-    ).execute()
+        notebook, timeout=600, coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()  # fmt: skip
     outputs = [str(output) for cell in notebook.cells for output in cell.get("outputs", ())]
     said = "".join(outputs)
     assert said.count("local, by SmolLM2") + said.count("SmolLM2-135M-Instruct, local") >= 2

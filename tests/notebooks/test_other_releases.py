@@ -97,7 +97,7 @@ def told(number: str) -> str:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source += "\n" + PARAMETERS[number]
     NotebookClient(
-        notebook, timeout=1800, kernel_name="python3",
+        notebook, timeout=1800, kernel_name="python3", coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()  # fmt: skip
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
