@@ -45,26 +45,6 @@ SENTENCES = {
 """Forty sentences of each kind, of which one is all that an LLM is told about a viewer."""
 
 
-def balanced_users(
-    slots: Mapping[int, int], count: int, step: int, *, first: Collection[int] = (), seed: int = 0
-) -> list[int]:
-    """Choose users so that, over all copies of their lists, the held-out item covers every slot.
-
-    A rotation by ``step`` takes slot s through s, s + step, and so on: the remainders of ``slots``
-    (from 0, in the order first shown) by ``step`` take turns. Users in ``first`` are preferred.
-    """
-    users = sorted(slots)
-    random.Random(seed).shuffle(users)
-    users.sort(key=lambda user: user not in first)
-    queues = [[user for user in users if slots[user] % step == part] for part in range(step)]
-    chosen: list[int] = []
-    while len(chosen) < count and any(queues):
-        for queue in queues:
-            if queue and len(chosen) < count:
-                chosen.append(queue.pop(0))
-    return chosen
-
-
 def stranger(
     user: int,
     histories: Mapping[int, Sequence[int]],
@@ -184,21 +164,6 @@ def placed(shown: Mapping[int, Sequence[int]], orders: Mapping[int, Sequence[int
         rank = {movie: place for place, movie in enumerate(order, 1)}
         rows += [(user, movie, slot, rank[movie]) for slot, movie in enumerate(shown[user], 1)]
     return pd.DataFrame(rows, columns=["userId", "movieId", "slot", "rank"])
-
-
-def slot_shift(copies: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return ``userId, slot, shift``: by how many ranks a slot lowers what stands in it.
-
-    ``copies`` holds a table of :func:`placed` per order of the same candidates. A candidate's rank
-    is compared with its own mean over the copies; users who are not in every copy are left out.
-    With fewer copies than slots, a slot is compared only with those its candidates also visited.
-    """
-    table = pd.concat(copies, ignore_index=True)
-    times = table.groupby(["userId", "movieId"])["rank"].transform("size")
-    table = table.loc[times == len(copies)]
-    own = table.groupby(["userId", "movieId"])["rank"].transform("mean")
-    table = table.assign(shift=table["rank"] - own)
-    return table.groupby(["userId", "slot"])["shift"].mean().reset_index()
 
 
 def slot_prior(orders_of_slots: Sequence[Sequence[int]], n: int) -> np.ndarray:

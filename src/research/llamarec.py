@@ -8,15 +8,18 @@ the adapters and makes the tables of notebook 08.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from helpers import metrics, prompts, ranking
-from research import neural, sequential
-from research.language_model import Schedule, teach
+from research import content, neural, sequential
+from research.language_model import Prompt, Schedule, teach
 from research.protocol import CANDIDATES
 from research.sequence_models import Config, Network
 from research.sequential import Interactions
@@ -49,6 +52,7 @@ def training_questions(
     items: np.ndarray,
     titles: Mapping[int, str],
     steps: int,
+    what: str = "title",
 ) -> list[LetterQuestion]:
     """Return questions on each user's last ``steps`` items, candidates in the retriever's order.
 
@@ -61,7 +65,7 @@ def training_questions(
         rows = pd.DataFrame({"userId": seen.users[seen.row], "movieId": seen.items[seen.column]})
         seen = Interactions.of(rows[np.isin(seen.row, np.flatnonzero(whole))], items)
         lists = retriever_lists(network, seen)
-        requests = requests_for(lists, seen, titles, target)
+        requests = requests_for(lists, seen, titles, target, what=what)
         questions += [question for _, question in requests.values()]
     return questions
 
@@ -72,11 +76,14 @@ def requests_for(
     titles: Mapping[int, str],
     target: pd.DataFrame | None = None,
     shuffle: int | None = None,
+    last: int = MAX_HISTORY,
+    what: str = "title",
 ) -> Requests:
     """Return each user's candidates in the order of ``lists`` and the prompt that shows them.
 
-    ``shuffle`` is a seed that mixes the candidates. With a ``target`` (``userId, movieId``) the
-    prompt knows its label, and users whose target is no candidate are left out.
+    ``titles`` holds ``what`` stands for a movie; the ``last`` ones are shown. ``shuffle`` is a seed
+    that mixes the candidates. With a ``target`` (``userId, movieId``) the prompt knows its label,
+    and users whose target is no candidate are left out.
     """
     wanted = {} if target is None else dict(zip(target["userId"], target["movieId"], strict=True))
     histories = dict(zip(seen.users.tolist(), seen.histories(), strict=True))
@@ -87,11 +94,32 @@ def requests_for(
             shown = prompts.shuffled(shown, shuffle + user)
         if target is not None and wanted.get(user) not in shown:
             continue
-        last = seen.items[histories[user][-MAX_HISTORY:]].tolist()
-        watched, names = (tuple(titles[item] for item in items) for items in (last, shown))
+        watched = seen.items[histories[user][-last:]].tolist()
+        old, new = (tuple(titles[item] for item in items) for items in (watched, shown))
         label = shown.index(wanted[user]) if user in wanted else None
-        requests[user] = shown, LetterQuestion(watched, names, label)
+        requests[user] = shown, LetterQuestion(old, new, label, what)
     return requests
+
+
+def forms(
+    movies: pd.DataFrame, tags: pd.DataFrame, held_out: pd.DataFrame, limit: int = 100
+) -> dict[str, dict[int, str]]:
+    """Return by name four ways to write a movie, each a text by movieId, cut at ``limit``.
+
+    Tags that users gave to their own movies of ``held_out`` are left out.
+    """
+
+    def short(text: str) -> str:  # a list of words loses its last parts
+        return text if len(text) <= limit else text[:limit].rpartition(", ")[0] or text[:limit]
+
+    ids, genres = movies["movieId"], content.item_texts(movies)
+    texts = {
+        "number": pd.Series([f"movie {item}" for item in ids], ids),
+        "title": movies.set_index("movieId")["title"],
+        "title, genres": genres.map(short),
+        "title, genres, tags": content.item_texts(movies, tags, held_out).map(short),
+    }
+    return {what: {int(i): str(text) for i, text in each.items()} for what, each in texts.items()}
 
 
 def with_random_negatives(
@@ -106,7 +134,7 @@ def with_random_negatives(
     drawn = [titles[int(i)] for i in random.permutation(len(titles))[:60]]
     others = [title for title in drawn if title not in {own, *question.history}]
     names = (own, *others[: len(question.candidates) - 1])
-    mixed = LetterQuestion(question.history, names, 0)
+    mixed = replace(question, candidates=names, label=0)
     return mixed.permuted(random.permutation(len(names)).tolist())
 
 
@@ -128,15 +156,36 @@ def letter_logs(ranker: Verbalizer, requests: Requests) -> Iterator[tuple[int, n
         yield user, row
 
 
+WATCHED = "Movies that a viewer watched, oldest first:\n"
+
+
+class TitleModel(Verbalizer):
+    """A model that learns to write the titles that viewers watched, one a line, in order."""
+
+    def loss(self, batch: Sequence[Prompt], among: str = "all") -> Tensor:
+        """Return the mean cross-entropy of all tokens of each prompt but the first."""
+        rows = [torch.tensor([self.tokens(prompt.text)]).to(self.device) for prompt in batch]
+        pairs = ((self.model(row).logits[0, :-1].float(), row[0, 1:]) for row in rows)
+        return torch.stack([cross_entropy(*pair) for pair in pairs]).mean()
+
+
+def stretches(seen: Interactions, titles: Mapping[int, str], length: int = 24) -> list[Prompt]:
+    """Return each user's history in pieces of ``length`` titles; a shorter rest is left out."""
+    pieces = []
+    for watched in seen.histories():
+        names = [titles[item] for item in seen.items[watched].tolist()]
+        pieces += [names[i : i + length] for i in range(0, len(names) - length + 1, length)]
+    return [Prompt(WATCHED + "".join(f"{name}\n" for name in piece), ()) for piece in pieces]
+
+
 def title_logs(ranker: Verbalizer, requests: Requests) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each user and each candidate's mean log-likelihood a token, after the history.
 
-    No letters: the titles of the history stand one a line, and each candidate's title follows them
-    in a row of its own.
+    No letters: titles stand one a line, and each candidate's follows those of the history.
     """
     ranker.model.eval()
     for user, (_, question) in requests.items():
-        start = "Movies that a viewer watched, oldest first:\n" + "\n".join(question.history) + "\n"
+        start = WATCHED + "\n".join(question.history) + "\n"
         prefix = ranker.tokens(start)
         ends = [ranker.tokens(start + title + "\n")[len(prefix) :] for title in question.candidates]
         values = []

@@ -33,7 +33,8 @@ SYSTEM = (
 )
 HISTORY_HEAD = "Movies that a viewer watched, oldest first:\n<history>"
 CANDIDATES_HEAD = (
-    "\n</history>\n\nOne of the movies below came next. Each line is: (letter) title.\n<candidates>"
+    "\n</history>\n\nOne of the movies below came next. Each line is: (letter) {what}."
+    "\n<candidates>"
 )
 CANDIDATES_END = "\n</candidates>\n\n"
 ONE_LETTER = "Answer with the letter of the movie that came next, one letter and nothing else."
@@ -45,8 +46,12 @@ CUE = "\n\nLetter:\n"
 """Ends the text for a model without chat: the next token is the letter."""
 
 
-def letter_prompt(history: Sequence[str], candidates: Sequence[str]) -> Messages:
-    """Return the prompt: instruction, the last 20 titles of the history, candidates with letters.
+def letter_prompt(
+    history: Sequence[str], candidates: Sequence[str], what: str = "title"
+) -> Messages:
+    """Return the prompt: instruction, the titles of the history, candidates with letters.
+
+    ``what`` says what stands for a movie, where that is not its title.
 
     Raises:
         ValueError: the history is empty, or there are no candidates or more than 26.
@@ -54,10 +59,11 @@ def letter_prompt(history: Sequence[str], candidates: Sequence[str]) -> Messages
     if not len(history):
         raise ValueError("The history is empty: a prompt needs at least one movie.")
     _check(len(candidates))
-    watched = "".join(f"\n{quote(title)}" for title in history[-MAX_HISTORY:])
+    watched = "".join(f"\n{quote(title)}" for title in history)
     labels = ranking.letters(len(candidates))
     pool = "".join(f"\n({a}) {quote(b)}" for a, b in zip(labels, candidates, strict=True))
-    text = HISTORY_HEAD + watched + CANDIDATES_HEAD + pool + CANDIDATES_END + ONE_LETTER
+    text = HISTORY_HEAD + watched + CANDIDATES_HEAD.format(what=what)
+    text += pool + CANDIDATES_END + ONE_LETTER
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,24 +22,24 @@ from research import verbalizer
 from research.language_model import LanguageModel, Prompt, small_llama
 from research.protocol import CANDIDATES
 
-TITLE_LENGTHS = (5, 10, 15, 20, 25, 30, 35, 40)
-"""Tokens of a title in :func:`efficiency`."""
-
 
 @dataclass(frozen=True)
 class LetterQuestion:
     """What one user's prompt is made of: titles, oldest first, and candidates in the order shown.
 
-    ``label`` is the position of the candidate that came next, where it is known.
+    ``label`` is the position of the candidate that came next, where it is known; ``what`` says what
+    stands for a movie, if not its title.
     """
 
     history: tuple[str, ...]
     candidates: tuple[str, ...]
     label: int | None = None
+    what: str = "title"
 
     def text(self) -> str:
         """Return the prompt; the next token is the letter."""
-        return verbalizer.as_text(verbalizer.letter_prompt(self.history, self.candidates))
+        asked = verbalizer.letter_prompt(self.history, self.candidates, self.what)
+        return verbalizer.as_text(asked)
 
     def prompt(self) -> Prompt:
         """Return the prompt with its letters as answers."""
@@ -48,7 +48,7 @@ class LetterQuestion:
     def permuted(self, order: Sequence[int]) -> LetterQuestion:
         """Show the candidates in another order; the label follows its movie."""
         label = None if self.label is None else list(order).index(self.label)
-        return LetterQuestion(self.history, tuple(self.candidates[i] for i in order), label)
+        return replace(self, candidates=tuple(self.candidates[i] for i in order), label=label)
 
 
 class Verbalizer(LanguageModel):
@@ -92,7 +92,8 @@ def small_tokenizer(titles: Sequence[str], letters: int = CANDIDATES) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     core.train_from_iterator(titles, trainer)
-    fixed = [verbalizer.SYSTEM + "\n\n" + verbalizer.HISTORY_HEAD, verbalizer.CANDIDATES_HEAD]
+    fixed = [verbalizer.SYSTEM + "\n\n" + verbalizer.HISTORY_HEAD]
+    fixed += [verbalizer.CANDIDATES_HEAD.format(what="title")]
     fixed += [verbalizer.CANDIDATES_END + verbalizer.ONE_LETTER + verbalizer.CUE]
     # A title or "(A)" takes the white space before it along.
     lines = [f"({letter})" for letter in ranking.letters(letters)]
@@ -136,7 +137,7 @@ def title_map(movies: pd.DataFrame) -> dict[int, str]:
 
 def efficiency(
     ranker: Verbalizer,
-    title_lengths: Sequence[int] = TITLE_LENGTHS,
+    title_lengths: Sequence[int],
     *,
     candidates: int = CANDIDATES,
     history: int = verbalizer.MAX_HISTORY,
@@ -144,7 +145,7 @@ def efficiency(
 ) -> pd.DataFrame:
     """Time one forward pass beside generating the ranked list, both for one user.
 
-    Titles are random tokens of the length asked for. The list holds every candidate's title and a
+    Titles are random tokens of each of the lengths. The list holds every candidate's title and a
     line break, generated greedily with cached keys and values. Each is timed without and with
     (``cached_``) a prefix cache, which keeps what stands before the candidates from an earlier
     prompt. Lengths take turns for ``repeats`` rounds, and medians count. On a CPU with one thread

@@ -115,8 +115,25 @@ def test_labels_follow_their_movie_and_a_shuffle_moves_all(network, train_rows):
         for movies, asked in ((shown, question), (other, moved)):
             assert [MOVIE[title] for title in asked.candidates] == movies
             assert movies[asked.label] == wanted[user]
+    whole = llamarec.requests_for(lists, seen, TITLES, last=50, what="name")
+    short = llamarec.requests_for(lists, seen, TITLES, last=3)
+    for user, (_, question) in whole.items():
+        assert question.what == "name" and question.history[-3:] == short[user][1].history
+        assert len(question.history) > 3 and question.permuted([1, 0]).what == "name"
     unknown = llamarec.requests_for(lists, seen, TITLES)
     assert len(unknown) == 30 and all(asked.label is None for _, asked in unknown.values())
+
+
+def test_a_movie_is_written_in_four_ways_and_never_too_long():
+    movies = pd.DataFrame({"movieId": [3, 7], "title": ["Up (2009)", "Heat (1995)"]})
+    movies["genres"] = ["Animation|Children", "Action|" + "|".join("Crime" * 4 for _ in range(9))]
+    tags = pd.DataFrame({"userId": [1, 2], "movieId": [3, 3], "tag": ["balloons", "secret"]})
+    ways = llamarec.forms(movies, tags, pd.DataFrame({"userId": [2], "movieId": [3]}))
+    assert [ways[what][3] for what in ways] == [
+        "movie 3", "Up (2009)", "Up (2009). Animation, Children",
+        "Up (2009). Animation, Children. balloons",
+    ]  # fmt: skip
+    assert 60 < len(ways["title, genres"][7]) <= 100 and ways["title, genres"][7][-5:] == "Crime"
 
 
 def test_random_negatives_stand_beside_the_right_movie():
@@ -203,6 +220,24 @@ def test_letters_and_titles_are_read_from_whole_passes():
                 rows = torch.log_softmax(ranker.model(ids).logits[0, size - 1 : -1], 1)
             mean = rows.gather(1, ids[0, size:, None]).mean()
             assert value == pytest.approx(float(mean), abs=0.03)
+
+
+def test_a_model_of_titles_learns_the_order_in_which_they_are_watched(train_rows):
+    seen = Interactions.of(train_rows, ITEMS)
+    pieces = llamarec.stretches(seen, TITLES, length=4)
+    first = next(iter(seen.histories()))
+    told = [TITLES[int(item)] for item in seen.items[first[:4]]]
+    assert pieces[0].text.removeprefix(llamarec.WATCHED).splitlines() == told
+    assert len(pieces) == sum(len(watched) // 4 for watched in seen.histories())
+    small = vt.small_ranker(NAMES, hidden=32, layers=2, heads=2)
+    model = llamarec.TitleModel(small.model, small.tokenizer, "a small one")
+    how = llamarec.Schedule(rate=5e-3, batch=1)
+    losses = [loss for _, loss in llamarec.teach(model, pieces[:1], how, until=60)]
+    assert losses[-1] < losses[0] - 4
+    wrong = (TITLES[int(item)] for item in seen.items[-5:])
+    question = vt.LetterQuestion(tuple(told[:3]), (*wrong, told[3]))
+    [(_, values)] = llamarec.title_logs(model, {1: ([], question)})
+    assert values.argmax() == 5
 
 
 def test_ranks_are_those_of_the_label_and_ties_go_to_the_first():

@@ -1,10 +1,12 @@
-"""python tools/experiments/08_llamarec.py choose|train|test|time makes the tables of notebook 08.
+"""python tools/experiments/08_llamarec.py choose|train|test|represent|time makes 08's tables.
 
 ``choose`` compares ways to train and to show the candidates on validation
 (``08_validation.csv``), ``train --seed S`` keeps an adapter of the chosen one in ``data/weights``,
-``test`` ranks the test users' candidates (``08_ranks.csv``), ``time`` measures one pass beside a
-written list (``08_efficiency.csv``). Each can be stopped and goes on where it was. On one CPU
-thread a question takes three seconds to train on and 1.4 to rank; a GPU is used where there is one.
+``test`` ranks the test users' candidates (``08_ranks.csv``), ``represent`` writes the movies in
+other ways and shows shorter and longer histories (``08_representation.csv``), ``time`` measures one
+pass beside a written list (``08_efficiency.csv``). Each can be stopped and goes on where it was. On
+one CPU thread a question takes three seconds to train on and 1.4 to rank; a GPU is used where there
+is one.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ WAYS = {  # questions, order of the candidates shown
 }
 CHOSEN = "own lists, retriever's order"
 COUNTS = "transition counts"
+STRETCHES = 1000  # pieces of 24 titles
 WEIGHTS = tuple(round(0.1 * tenth, 1) for tenth in range(11))  # of the LLM in the blend
 
 
@@ -68,18 +71,22 @@ class Experiment:
         return neural.load(path, self.protocol.items, "lrurec")
 
     @cached_property
-    def questions(self) -> list[LetterQuestion]:
-        rows, items = self.protocol.parts.train, self.protocol.items
-        path = self.settings.data_dir / "weights" / "lrurec_early.safetensors"
-        early = llamarec.early_retriever(rows, items, STEPS, path)
-        return llamarec.training_questions(early, rows, items, self.titles, STEPS)
+    def forms(self) -> dict[str, dict[int, str]]:
+        """What may stand for a movie."""
+        movies, tags = (data.load_pandas(self.dataset, name) for name in ("movies", "tags"))
+        held_out = pd.concat([self.protocol.parts.validation, self.protocol.parts.test])
+        return llamarec.forms(movies, tags, held_out)
 
-    def training(self, way: str) -> list[LetterQuestion]:
+    def training(self, way: str, what: str = "title") -> list[LetterQuestion]:
         """Return the training questions as a way shows them, always in the same random order."""
         kind, mixed = WAYS[way]
+        rows, items = self.protocol.parts.train, self.protocol.items
+        path = self.settings.data_dir / "weights" / "lrurec_early.safetensors"
+        early, form = llamarec.early_retriever(rows, items, STEPS, path), self.forms[what]
+        questions = llamarec.training_questions(early, rows, items, form, STEPS, what)
         random = np.random.default_rng(0)
-        names = [self.titles[int(item)] for item in self.protocol.items]
-        asked = [self.questions[i] for i in random.permutation(len(self.questions))]
+        names = [self.titles[int(item)] for item in items]
+        asked = [questions[i] for i in random.permutation(len(questions))]
         if kind == "random":
             return [llamarec.with_random_negatives(each, names, random) for each in asked]
         if mixed is None:
@@ -153,6 +160,16 @@ def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
     for name, requests in {"retriever's order": in_order, "mixed": mixed}.items():
         judge(f"zero-shot, {name}", 0, requests, work.ranker)
     judge("zero-shot, likelihood of titles", 0, in_order, work.ranker, llamarec.title_logs)
+
+    def taught() -> Verbalizer:
+        base = llamarec.TitleModel.load(work.settings, four_bit=True).with_lora(rank=16, seed=0)
+        pieces = llamarec.stretches(seen, work.titles)
+        pieces = [pieces[i] for i in np.random.default_rng(0).permutation(len(pieces))]
+        state = work.folder / "titles seed 0.pt"
+        log_steps(llamarec.teach(base, pieces, path=state, until=STRETCHES), "titles", STRETCHES)
+        return base
+
+    judge("likelihood of titles", STRETCHES, in_order, taught, llamarec.title_logs)
     return pd.DataFrame(rows)
 
 
@@ -241,10 +258,36 @@ def test(work: Experiment, seeds: Sequence[int], stages: Sequence = STAGES) -> p
     return table[["stage", "retriever", "ranker", "seed", "userId", "rank", "loss"]]
 
 
+def represent(work: Experiment, examples: int) -> pd.DataFrame:
+    """Return where the test item stands when movies are written in other ways.
+
+    Each form has an adapter of its own, trained on ``examples`` questions; that of the titles also
+    ranks with shorter and longer histories.
+    """
+    seen, lists, target = work.stage("test")
+    tables = []
+    for what, form in work.forms.items():
+        ranker, shown = work.ranker(lora=0), [20, 5, 10, 50] if what == "title" else [20]
+        questions = work.training(CHOSEN, what)
+        steps = llamarec.train(
+            ranker, questions, path=work.folder / f"as {what}.pt", until=examples
+        )
+        log_steps(steps, what, examples)
+        for last in shown:
+            requests = llamarec.requests_for(lists, seen, form, target, last=last, what=what)
+            name = f"test {what} {last} {examples}"
+            logs = kept(
+                work.folder / f"{name}.npz", name, requests,
+                lambda r=requests, m=ranker: llamarec.letter_logs(m, r),
+            )  # fmt: skip
+            tables.append(llamarec.inside(requests, logs).assign(what=what, history=last))
+    return pd.concat(tables)[["what", "history", "userId", "rank", "loss"]]
+
+
 def main() -> None:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=["choose", "train", "test", "time"])
+    parser.add_argument("command", choices=["choose", "train", "test", "represent", "time"])
     parser.add_argument("--examples", type=int, default=320, help="questions for every way")
     parser.add_argument("--further", type=int, default=2560, help="questions for the chosen way")
     parser.add_argument("--seed", type=int, default=0)
@@ -260,6 +303,7 @@ def main() -> None:
     name, table = {
         "choose": lambda: ("08_validation", choose(work, options.examples, options.further)),
         "test": lambda: ("08_ranks", test(work, options.seeds)),
+        "represent": lambda: ("08_representation", represent(work, options.examples)),
         "time": lambda: ("08_efficiency", vt.efficiency(work.ranker(), (5, 10, 20, 32), repeats=1)),
     }[options.command]()
     data.save_result(table, name, work.dataset, settings)
