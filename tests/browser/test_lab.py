@@ -20,7 +20,7 @@ from peak_memory import PeakMemory
 from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-CALL = "plots.explorer("
+CALL = "ipywidgets.interactive_output("
 MEMORY_LIMIT_MB = 1700  # what runs on Binder, which has 2 GB and JupyterLab in it
 RUN_LIMIT_S = 900
 SHUT_DOWN = "() => jupyterapp.shell.currentWidget.sessionContext.shutdown()"
@@ -31,7 +31,7 @@ CELLS = """() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON
         .filter(out => out.output_type === 'error').map(out => out.ename + ': ' + out.evalue)}))"""
 READY = """() => window.jupyterapp && jupyterapp.shell.currentWidget?.sessionContext?.session
     ?.kernel?.status === 'idle'"""
-BOXES = ".widget-vbox:has(> .widget-hbox):has(> .widget-html):not(.course-app)"
+BOXES = ".widget-vbox:has(> .widget-output)"
 CONTROLS = ".widget-text input, .widget-dropdown select, .noUi-handle"
 
 
@@ -92,7 +92,7 @@ def test_run_all_and_every_control(path, calls, lab, page, sample_results):
     boxes = page.query_selector_all(BOXES)
     assert len(boxes) == calls
     for box in boxes:
-        shown = box.query_selector(".widget-html-content")
+        shown = box.query_selector(".widget-output")
         for place, control in enumerate(box.query_selector_all(CONTROLS)):
             control.scroll_into_view_if_needed()
             if place:
