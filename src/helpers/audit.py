@@ -76,13 +76,12 @@ def _judged(field: str, claim: Claim, allowed: pd.DataFrame) -> tuple[str, str]:
     cited, genres = allowed.loc[claim.movie_ids], genres_named(claim.name)
     if field == "themes" or (dislikes and not genres):
         return "cited", ""
+    if field == "genres" and not genres:
+        return "flagged", "names no genre of the catalogue"
     if field == "eras":
-        if (span := years_named(claim.name)) is None:
-            return "flagged", "names no year"
+        span = years_named(claim.name) or (0, 0)
         holds, what = cited["title"].map(year_of).between(*span), "from these years"
     else:
-        if not genres:
-            return "flagged", "names no genre of the catalogue"
         has = cited["genres"].str.split("|").map(genres.intersection).map(len)
         holds = has >= (1 if dislikes else len(genres))  # what is disliked may be one of several
         what = f"listed as {(' or ' if dislikes else ' and ').join(sorted(genres))}"

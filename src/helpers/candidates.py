@@ -28,7 +28,7 @@ class Recommender(NamedTuple):
         Raises NoCandidatesError: a user is not in the model, or nobody has a movie left.
         """
         known, movies = self.factors.users, self.factors.movies
-        wanted = known if users is None else np.array(users, dtype=known.dtype)
+        wanted = known if users is None else np.array(users)
         if (unknown := wanted[~np.isin(wanted, known)]).size:
             raise NoCandidatesError(
                 f"User {unknown[0]} is not in the model, which knows {len(known)} users from "
@@ -40,7 +40,7 @@ class Recommender(NamedTuple):
         row = pd.Index(wanted).get_indexer(pd.Index(seen["userId"]))
         scores[row, np.searchsorted(movies, seen["movieId"])] = -np.inf
         support = self.train.groupby("movieId").size().reindex(movies, fill_value=0).to_numpy()
-        table = best_rows(scores, wanted, movies, support, n)
+        table = best_rows(scores, known[rows], movies, support, n)
         if table.empty:
             raise NoCandidatesError(
                 "Every movie that could be recommended has been rated already: lower the minimum "

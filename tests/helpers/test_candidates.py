@@ -7,26 +7,15 @@ import pandas as pd
 import pytest
 
 from helpers.als import Factors
-from helpers.candidates import (
-    NoCandidatesError,
-    Recommender,
-    disliked,
-    history,
-    liked,
-    viewer,
-)
+from helpers.candidates import NoCandidatesError, Recommender, disliked, history, liked, viewer
 
 
 @pytest.fixture
 def world():
     random = np.random.default_rng(0)
     users, movies = np.array([1, 5, 9]), np.arange(10, 30)
-    factors = Factors(
-        users,
-        movies,
-        random.normal(size=(3, 4)).astype("float32"),
-        random.normal(size=(20, 4)).astype("float32"),
-    )
+    matrices = (random.normal(size=(n, 4)).astype("float32") for n in (3, 20))
+    factors = Factors(users, movies, *matrices)
     pairs = [(u, m) for u in users for m in random.choice(movies, 8, replace=False)]
     train = pd.DataFrame(pairs, columns=["userId", "movieId"])
     return factors, train.assign(rating=random.integers(1, 6, len(train)).astype(float))
