@@ -90,10 +90,9 @@ def _judged(field: str, claim: Claim, allowed: pd.DataFrame) -> tuple[str, str]:
 
 
 def taste_table(rated: pd.DataFrame, at_least: int = 3) -> pd.DataFrame:
-    """Return genres and decades, best first, of ``at_least`` movies: a profile without an LLM.
+    """Return what a user's genres and decades deviate from the mean in stars, without an LLM.
 
-    Columns: ``kind`` (genre or decade), ``name``, ``movies``, ``mean_deviation`` (stars relative to
-    the user's mean).
+    Columns: ``kind`` (genre or decade), ``name``, ``movies``, ``mean_deviation``; best first.
     """
     genres = rated.assign(kind="genre", name=rated["genres"].str.split("|")).explode("name")
     genres = genres.loc[~genres["name"].isin(["(no genres listed)", "unknown"])]

@@ -18,10 +18,7 @@ FIELDS = ("genres", "eras", "themes", "dislikes")  # of a profile, with claims
 
 
 def quote(text: str, limit: int = MAX_TITLE) -> str:
-    """Return untrusted text as one quoted line that cannot leave its place in a prompt.
-
-    Angle brackets, which delimit our data blocks, become single guillemets.
-    """
+    """Return untrusted text as one quoted line; brackets that could end a block are replaced."""
     line = "".join(char if char.isprintable() else " " for char in str(text))
     line = " ".join(line.split()).replace("<", "‹").replace(">", "›")
     return json.dumps(line if len(line) <= limit else line[: limit - 1] + "…", ensure_ascii=False)
