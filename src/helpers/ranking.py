@@ -1,192 +1,101 @@
-"""From an LLM's answer to an order of the candidates, whatever the answer says.
+"""From an LLM's answer to an order of the candidates: any text gives a permutation of them."""
 
-An unknown candidate is dropped, a repeated one counts once, a missing one is appended in the
-retriever's order, and each repair is counted: any text gives a permutation of the candidates.
-"""
-
-from __future__ import annotations
-
-import itertools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import namedtuple
+from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field, create_model
 
 from helpers import answers
 
+READ = ("ok", "truncated", "unreadable")  # kinds of llm.Outcome whose text may hold a ranking
 
-class RankedItem(BaseModel):
+
+class RankedItem(BaseModel, extra="forbid"):
     """One candidate in the ranking."""
 
-    model_config = ConfigDict(extra="forbid")
     letter: str = Field(description="the candidate's letter")
     reason: str = Field(description="why it stands here, at most 20 words")
 
 
-class RankingReply(BaseModel):
+class RankingReply(BaseModel, extra="forbid"):
     """The answer that the ranking prompt asks for."""
 
-    model_config = ConfigDict(extra="forbid")
     ranking: list[RankedItem]
 
 
-class LetterRanking(BaseModel):
+class LetterRanking(BaseModel, extra="forbid"):
     """The answer that the evaluation's prompt asks for: letters alone, which cost least."""
 
-    model_config = ConfigDict(extra="forbid")
     ranking: list[str]
 
 
-class NamedRanking(BaseModel):
-    """A ranking in whatever form the candidates are named: text, a number, an object."""
-
-    ranking: list[Any]
-
-
-USABLE_SHARE = 0.5
-"""The share of the candidates that an answer must name; below it the order is not the LLM's."""
-
-READ = ("ok", "truncated", "unreadable")
-"""Kinds of :class:`helpers.llm.Outcome` whose text may still hold a ranking."""
-
-
-@dataclass(frozen=True)
-class Repairs:
-    """How often the answer had to be corrected; ``damage`` is that of its JSON."""
-
-    unknown: int = 0
-    repeated: int = 0
-    missing: int = 0
-    damage: int = 0
-
-    @property
-    def total(self) -> int:
-        """All corrections together."""
-        return sum(vars(self).values())
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """A permutation of the candidates: positions, best first, and the LLM's reason for each.
-
-    Where nothing usable was said, ``failed`` is true and the order is the retriever's.
-    """
-
-    order: list[int]
-    reasons: dict[int, str] = field(default_factory=dict)
-    repairs: Repairs = Repairs()
-    failed: bool = False
-    why: str = ""
+NamedRanking = create_model("NamedRanking", ranking=(list[Any], ...))  # text, numbers, objects
+Repairs = namedtuple("Repairs", "unknown repeated missing damage", defaults=[0] * 4)
+# Positions, best first, and reasons by position; of a failed one the order is the retriever's.
+Ranking = namedtuple("Ranking", "order reasons repairs failed why")
 
 
 def letters(n: int) -> list[str]:
     """Return ``n`` labels, at most 702: A to Z, then AA, AB and so on."""
-    return [*ascii_uppercase, *map("".join, itertools.product(ascii_uppercase, repeat=2))][:n]
+    return [a + b for a in ("", *ascii_uppercase) for b in ascii_uppercase][:n]
 
 
 def settle(
-    picks: Sequence[int | None],
-    n: int,
-    reasons: dict[int, str],
-    fallback: Sequence[int],
-    damage: int = 0,
-) -> Ranking:
-    """Turn named positions (``None``: unknown) into a ranking, as notebook 05 writes out."""
-    known = [pick for pick in picks if pick is not None and 0 <= pick < n]
-    order = list(dict.fromkeys(known))
-    left = [position for position in fallback if position not in set(order)]
-    repairs = Repairs(len(picks) - len(known), len(known) - len(order), len(left), damage)
-    if len(order) < USABLE_SHARE * n:
-        why = f"the answer names {len(order)} of {n} candidates"
-        return Ranking(list(fallback), {}, repairs, True, why)
-    return Ranking(order + left, reasons, repairs)
+    picks: Sequence[int | None], reasons: dict[int, str], fallback: Sequence[int],
+    damage: int = 0, why: str = "",
+) -> Ranking:  # fmt: skip
+    """Turn named positions (``None``: unknown) into a ranking, as notebook 05 writes out.
 
-
-def failed(n: int, why: str, fallback: Sequence[int] | None = None) -> Ranking:
-    """Return the ranking that stands in for an answer that never came."""
-    order = list(range(n)) if fallback is None else list(fallback)
-    return Ranking(order, {}, Repairs(missing=n), True, why)
-
-
-def read_ranking(
-    text: str | None,
-    n: int,
-    fallback: Sequence[int] | None = None,
-    titles: Sequence[str] | None = None,
-) -> Ranking:
-    """Read an answer that names ``n`` candidates by letter, or by title where ``titles`` are given.
-
-    ``fallback`` is the retriever's order of the positions (default: 0, 1, 2, ...). A letter with
-    the title of another candidate is unknown.
+    An answer counts if it names half of ``fallback``, the retriever's order of all positions.
     """
-    back = list(range(n)) if fallback is None else list(fallback)
-    if sorted(back) != list(range(n)):
-        raise ValueError("fallback must be a permutation of the candidates' positions.")
-    answer = answers.read(text, NamedRanking)
-    if answer.value is None:
-        return failed(n, answer.why, back)
-    titled = _titled(titles or ())
-    picks, reasons = [], {}
-    for item in answer.value.ranking:
-        item = item if isinstance(item, dict) else {"letter": item}
-        fields = {str(key).lower(): str(value) for key, value in item.items()}
-        named = [fields[name] for name in _NAMES if name in fields]
-        pick = _pick(": ".join(named), n, titled)
-        picks.append(pick)
-        if pick is not None and fields.get("reason"):
-            reasons.setdefault(pick, " ".join(fields["reason"].split())[:300])
-    return settle(picks, n, reasons, back, answer.repairs)
+    known = [pick for pick in picks if pick is not None]
+    order = list(dict.fromkeys(known))
+    left = [position for position in fallback if position not in order]
+    repairs = Repairs(len(picks) - len(known), len(known) - len(order), len(left), damage)
+    if why or len(order) < len(left):
+        why = why or f"the answer names {len(order)} of {len(fallback)} candidates"
+        return Ranking(list(fallback), {}, repairs, True, why)
+    return Ranking(order + left, reasons, repairs, False, "")
 
 
-_NAMES = ("letter", "label", "candidate", "title", "movie")
+_MARKS = r"""[\s*_`"'“”()\[\].\\]*"""
 _LETTER = re.compile(
-    r"(?:candidate |letter |movie )?[(\[]?([a-z]{1,2})[)\].]?(?:(?: ?[:|]| -) ?(.*))?"
+    rf"{_MARKS}(?:(?:candidate|letter|movie) {_MARKS})?([A-Z]{{1,2}}){_MARKS}(?:(?:[:|]|- )(.*))?",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
-def _pick(name: str, n: int, titled: Mapping[str, set[int]]) -> int | None:
-    """Return the position of "C", "C: Title" or "Title"; ``None`` if unknown or ambiguous."""
-    name, labels = _plain(name[:400]), letters(n)
-    match = _LETTER.fullmatch(name)
-    if match is None or match[1].upper() not in labels:
-        places = titled.get(name, set())
-        return min(places) if len(places) == 1 else None
-    pick = labels.index(match[1].upper())
-    return pick if pick in titled.get(match[2] or "", {pick}) else None
+def read_ranking(
+    text: str | None, n: int, fallback: Sequence[int] | None = None, titles: Sequence[str] = ()
+) -> Ranking:
+    """Read an answer that names ``n`` candidates by letter, as in ``C``, ``(c)`` or ``C: Title``.
 
-
-def _plain(text: str) -> str:
-    """Return text without case and marks, as titles and letters are compared."""
-    text = re.sub(r"[*_`\"“”\\]", "", text.translate({0x2039: "<", 0x203A: ">"}))
-    return " ".join(text.split()).strip("' ").casefold()
-
-
-def _titled(titles: Sequence[str]) -> dict[str, set[int]]:
-    """Return the positions of each title: as written, without its year, its article in front."""
-    places: dict[str, set[int]] = {}
-    for position, title in enumerate(titles):
-        bare = re.sub(r"\s*\(\d{4}[^)]*\)\s*$", "", title)
-        for name in (bare, re.sub(r"^(.*), (The|A|An)\b", r"\2 \1", bare)):
-            for full in (name, name + title[len(bare) :]):
-                places.setdefault(_plain(full), set()).add(position)
-    return places
+    ``fallback`` is the retriever's order of the positions (default: 0, 1, 2, ...). A letter with
+    the title of another candidate, as ``titles`` have it, is unknown.
+    """
+    answer, labels, picks, reasons = answers.read(text, NamedRanking), letters(n), [], {}
+    for item in answer.value.ranking if answer.value else ():
+        item = item if isinstance(item, dict) else {"letter": item}
+        fields = {str(key).lower(): str(value) for key, value in item.items()}
+        match = _LETTER.fullmatch(fields.get("letter") or fields.get("label", ""))
+        pick = labels.index(match[1].upper()) if match and match[1].upper() in labels else None
+        named = [title for title in titles if match and title in (match[2] or "")]
+        if named and pick is not None and titles[pick] not in named:
+            pick = None
+        picks.append(pick)
+        if pick is not None and fields.get("reason"):
+            reasons.setdefault(pick, " ".join(fields["reason"].split())[:300])
+    fallback = range(n) if fallback is None else fallback
+    return settle(picks, reasons, fallback, answer.repairs, answer.why)
 
 
 def blend(retriever: Sequence[int], llm: Sequence[int], weight: float) -> list[int]:
-    """Mix two orders of the same items by their mean rank (Borda 1781).
+    """Mix two orders of the same items by their mean rank (Borda 1781); ties go to the retriever.
 
-    ``weight`` 0 gives the retriever's order, 1 the LLM's; ties go to the retriever.
-
-    Raises:
-        ValueError: the two do not hold the same items, or ``weight`` is outside 0 to 1.
+    ``weight`` 0 gives the retriever's order, 1 the LLM's.
     """
-    if sorted(retriever) != sorted(llm) or len(set(retriever)) != len(retriever):
-        raise ValueError("Both orders must hold the same items, each once.")
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight is {weight}; it lies between 0 (retriever) and 1 (LLM).")
     places = {i: (1 - weight) * retriever.index(i) + weight * llm.index(i) for i in retriever}
-    # Rounded, so that 0.3 + 0.6 and 0.9 tie; sorted() keeps the retriever's order of ties.
-    return sorted(retriever, key=lambda item: round(places[item], 9))
+    return sorted(retriever, key=lambda item: round(places[item], 9))  # 0.3 + 0.6 and 0.9 tie

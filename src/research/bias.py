@@ -126,7 +126,7 @@ def read_labels(text: str | None, titles: Sequence[str], kind: str) -> ranking.R
     n = len(titles)
     answer = answers.read(text, ranking.NamedRanking)
     if answer.value is None:
-        return ranking.failed(n, answer.why)
+        return ranking.settle([], {}, range(n), why=answer.why)
     named = [str(label) for label in answer.value.ranking]
     if kind == "numbers":
         place = {str(position + 1): position for position in range(n)}
@@ -139,7 +139,7 @@ def read_labels(text: str | None, titles: Sequence[str], kind: str) -> ranking.R
             place.get(label.strip().strip('"').strip().casefold(), place.get(label.casefold()))
             for label in named
         ]
-    return ranking.settle(picks, n, {}, list(range(n)), answer.repairs)
+    return ranking.settle(picks, {}, range(n), answer.repairs)
 
 
 def content_free(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ def ask_all(
                 failures[user] = why
             else:
                 orders[user] = [requests[user][0][position] for position in result.order]
-                repairs += result.repairs.total
+                repairs += sum(result.repairs)
     return Asked(orders, failures, repairs)
 
 
@@ -268,7 +267,7 @@ def agreement(
 def interval_table(scores: Mapping[Any, pd.Series] | pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Return a row per entry, or column, of ``scores`` per user: ``mean, low, high, users``."""
     rows = [metrics.bootstrap_interval(values, seed=seed) for _, values in scores.items()]
-    return pd.DataFrame([dataclasses.asdict(row) for row in rows], index=list(scores))
+    return pd.DataFrame(rows, index=list(scores))
 
 
 def evaluation_table(

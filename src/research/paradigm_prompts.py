@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from pydantic import BaseModel, Field
 
-from helpers.prompts import Messages, candidate_line, quote
+from helpers.prompts import Messages, movie_line, quote
 
 
 class NamedMovie(BaseModel, extra="forbid"):
@@ -158,7 +158,7 @@ def cited_prompt(
 
 Each line below is: letter | title | genres.
 <candidates>
-{chr(10).join(candidate_line(*row) for row in rows)}
+{chr(10).join(movie_line(*row) for row in rows)}
 </candidates>
 
 {CITED_RULES.format(n=len(movies), lines=len(history))}"""

@@ -169,7 +169,7 @@ def judge(outcome: outcomes.Outcome, person: ToRank) -> Ranked:
         return Ranked(person.user, [], kind, outcome.why or result.why)
     order = [int(person.shown[position]) for position in result.order]
     source = "live" if outcome.source == "live" else "store"
-    return Ranked(person.user, order, repairs=result.repairs.total, source=source)
+    return Ranked(person.user, order, repairs=sum(result.repairs), source=source)
 
 
 def rank_users(

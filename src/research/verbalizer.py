@@ -137,7 +137,7 @@ def letter_distribution(
     second = llm.ask(client, list_prompt(messages, n), schema=ranking.LetterRanking, **options)
     listed = ranking.read_ranking(second.text if second.kind in ranking.READ else None, n)
     if not listed.failed:
-        repairs = listed.repairs.total
+        repairs = sum(listed.repairs)
         return LetterDistribution(listed.order, "json", kind=kind, why=why, repairs=repairs)
     kind = second.kind if second.kind in ("no_reply", "budget") else kind
     why += f"; as JSON: {second.why or listed.why}"

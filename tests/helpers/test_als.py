@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+from pyspark.ml.evaluation import RegressionEvaluator
 
 from conftest import ROOT
 from helpers import als, data
@@ -20,32 +20,17 @@ def parts(spark, sample):
     return [part.cache() for part in data.split(tables.ratings)]
 
 
-def test_rmse_is_the_formula_and_refuses_gaps(spark):
-    rows = [(4.0, 3.0), (2.0, 2.0), (5.0, 3.0)]
-    table = spark.createDataFrame(rows, "rating double, prediction double")
-    assert als.rmse(table) == pytest.approx(np.sqrt((1 + 0 + 4) / 3))
-    with pytest.raises(ValueError, match="are missing"):
-        als.rmse(table.where("rating > 9"))
-    with pytest.raises(ValueError, match="coldStartStrategy"):
-        als.rmse(spark.createDataFrame([(4.0, float("nan"))], "rating double, prediction double"))
-
-
-def test_the_grid_agrees_with_single_fits(parts):
-    train, validation, test = parts
-    options = {"ranks": (2, 4), "regs": (0.1, 0.4), "max_iter": 3}
-    grid = als.grid_search(train, validation, test, **options)
-    assert list(grid.rmse) == ["train", "validation", "test"]
+def test_the_grid_agrees_with_single_fits_and_its_errors_with_spark(parts):
+    train, validation, _ = parts
+    grid = als.grid_search(train, validation, ranks=(4, 2), regs=(0.1, 0.4), max_iter=3)
+    assert list(zip(grid.table["rank"], grid.table.reg, strict=True)) == [
+        (2, 0.1), (2, 0.4), (4, 0.1), (4, 0.4)]  # fmt: skip
     best = grid.table.loc[grid.table.validation_rmse.idxmin()]
     assert (grid.rank, grid.reg) == (best["rank"], best["reg"])
     model = als.make_als(grid.rank, grid.reg, max_iter=3).fit(train)
-    assert als.rmse(model.transform(validation)) == pytest.approx(grid.rmse["validation"])
-
-
-def test_errors_from_the_factors_are_those_of_spark(parts):
-    train, validation, _ = parts
-    model = als.make_als(3, 0.1, max_iter=2).fit(train)
-    by_spark = als.rmse(model.transform(validation))
-    assert als.factors(model).rmse(validation.toPandas()) == pytest.approx(by_spark, rel=1e-6)
+    for name, part in {"train": train, "validation": validation}.items():
+        by_spark = RegressionEvaluator(labelCol="rating").evaluate(model.transform(part))
+        assert best[f"{name}_rmse"] == pytest.approx(by_spark, rel=1e-6)
 
 
 SCRIPT = """
@@ -62,7 +47,7 @@ tops = [
     candidates.Recommender(als.factors(model), rows, rows).recommend(n=10).movieId.tolist()
     for model in (plain, implicit)
 ]
-errors = [als.rmse(plain.transform(test))]
+errors = [als.factors(plain).rmse(test.toPandas())]
 split = [part.orderBy("userId", "movieId").toPandas().to_numpy().tolist() for part in parts]
 print(json.dumps({"rows": split, "rmse": errors, "top": tops}))
 """

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import prompts, ranking
+from helpers import prompts
 from helpers.ranking import Repairs, blend, letters, read_ranking
 
-TITLES = ["Matrix, The (1999)", "Matrix Reloaded, The (2003)", "Emma (1996)", "10 (1979)"]
+TITLES = ["Emma (1996)", "Alien (1979)", "M (1931)", "Matrix, The (1999)", "Emma (2009)"]
 
 
 def reply(*names: str) -> str:
@@ -20,8 +20,7 @@ def reply(*names: str) -> str:
 
 def test_letters_go_on_after_z():
     assert letters(3) == ["A", "B", "C"] and letters(29)[25:] == ["Z", "AA", "AB", "AC"]
-    names = letters(30)[::-1]
-    assert read_ranking(json.dumps(names), 30).order == list(range(30))[::-1]
+    assert read_ranking(json.dumps(letters(30)[::-1]), 30).order == list(range(30))[::-1]
 
 
 def test_repairs_are_counted_and_missing_ones_follow_the_retriever():
@@ -31,7 +30,6 @@ def test_repairs_are_counted_and_missing_ones_follow_the_retriever():
     got = read_ranking(text, 4, fallback=[3, 2, 1, 0])
     assert got.order == [1, 0, 3, 2] and got.reasons == {1: "because b", 0: "because A"}
     assert got.repairs == Repairs(unknown=1, repeated=1, missing=2, damage=1)
-    assert got.repairs.total == 5
     got = read_ranking('{"ranking": ["E","B","C","D",', 5)
     assert got.order == [4, 1, 2, 3, 0] and got.repairs == Repairs(missing=1, damage=1)
 
@@ -47,29 +45,23 @@ def test_an_answer_counts_when_it_names_half_of_the_candidates(n, named, failed)
     assert got.why == (f"the answer names {named} of {n} candidates" if failed else "")
 
 
-NAMED = ["Emma (1996)", "Alien (1979)", "M (1931)", "Matrix, The (1999)", "Emma (2009)"]
-
-
 @pytest.mark.parametrize(
-    ("name", "plain", "titled"),
-    [*((name, "C", "C") for name in (
+    ("name", "letter"),
+    [*((name, "C") for name in (
         "C", "c", "C.", "(C)", "**C**", "C: ", "C: M (1931)", 'C | "M (1931)"', "C - M (1931)",
         "C: a classic", "Candidate C", {"Letter": "C"}, {"label": "c"},
-        {"letter": "C: M (1931)"}, {"letter": "C", "title": "M (1931)"})),
-     *((name, None, "C") for name in ("M (1931)", '"M (1931)"', {"title": "M (1931)"})),
-     ("The Matrix", None, "D"), ("matrix, the (1999)", None, "D"), ("Emma (2009)", None, "E"),
-     ("E: Emma", "E", "E"), ("Emma", None, None), ("B: M (1931)", "B", None),
-     ("Titanic (1997)", None, None),
-     *((name, None, None) for name in ("A good film", "I think C", "A, B", 3, None, {}, ["C"]))],
+        {"letter": "C: M (1931)"}, {"letter": "C", "title": "M (1931)"}, ["C"])),
+     ("E: Emma (2009)", "E"), ("E: Emma", "E"),
+     *((name, None) for name in (
+        "B: M (1931)", "M (1931)", "M-B", "Titanic (1997)", "A good film", "I think C", "A, B",
+        3, None, {}))],
 )  # fmt: skip
-def test_the_forms_in_which_a_model_names_a_candidate(name, plain, titled):
-    others = [label for label in "ABDE" if label not in (plain, titled)]
-    for titles, expected in ((None, plain), (NAMED, titled)):
-        n, shown = 13, titles and titles + [f"Film {i}" for i in range(8)]
-        text = json.dumps({"ranking": [name, *others, *letters(n)[5:]]})
-        got = read_ranking(text, n, titles=shown)
-        assert got.repairs.unknown == (expected is None), titles
-        assert got.order[0] == letters(n).index(expected or others[0]), titles
+def test_the_forms_in_which_a_model_names_a_candidate(name, letter):
+    others = [label for label in "ABDE" if label != letter]
+    text = json.dumps({"ranking": [name, *others, *letters(13)[5:]]})
+    got = read_ranking(text, 13, titles=[*TITLES, *(f"Film {i}" for i in range(8))])
+    assert got.repairs.unknown == (letter is None)
+    assert got.order[0] == letters(13).index(letter or others[0])
 
 
 @pytest.mark.parametrize("text", [None, "", "  ", "no", "{}", '{"ranking": []}', reply("X", "Y")])
@@ -80,11 +72,11 @@ def test_nothing_usable_is_a_failure_in_the_retrievers_order(text):
 
 @given(
     text=st.text() | st.lists(st.sampled_from(["A", "B", "ZZ", 3, None, *TITLES])).map(json.dumps),
-    back=st.permutations(range(4)),
+    back=st.permutations(range(5)),
 )
 def test_any_text_gives_a_permutation(text, back):
-    got = read_ranking(text, 4, back, TITLES)
-    assert sorted(got.order) == [0, 1, 2, 3] and set(got.reasons) <= {0, 1, 2, 3}
+    got = read_ranking(text, 5, back, TITLES)
+    assert sorted(got.order) == list(range(5)) and set(got.reasons) <= set(range(5))
     assert got.order == back or not got.failed
 
 
@@ -100,14 +92,3 @@ def test_blend_runs_from_the_retriever_to_the_llm():
     assert blend([0, 1, 2], [2, 1, 0], 0) == [0, 1, 2]
     assert blend([0, 1, 2], [2, 1, 0], 1) == [2, 1, 0]
     assert blend([0, 1, 2], [2, 1, 0], 0.5) == [0, 1, 2]  # all tie: the retriever decides
-    with pytest.raises(ValueError, match="same items"):
-        blend([0, 1], [0, 2], 0.5)
-    with pytest.raises(ValueError, match="between 0"):
-        blend([0, 1], [1, 0], 1.5)
-
-
-def test_what_is_no_permutation_or_no_ranking_is_refused():
-    with pytest.raises(ValueError, match="permutation"):
-        read_ranking("x", 3, fallback=[0, 0, 1])
-    with pytest.raises(ValueError):
-        ranking.RankingReply.model_validate({"ranking": [], "extra": 1})

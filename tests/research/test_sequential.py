@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest
 
 from helpers import data, metrics
 from helpers.als import Factors
@@ -233,24 +232,11 @@ def test_top_lists_are_short_when_little_is_left(seen):
 # --- comparisons ------------------------------------------------------------------------------
 
 
-def test_a_paired_comparison_counts_users():
-    first = pd.Series([1.0, 0.5, 0.0, 0.3], index=[4, 3, 2, 1])
-    second = pd.Series([0.0, 0.0, 0.5, 0.3], index=[4, 3, 2, 1]).sort_index()
-    got = metrics.compare(first, second)
-    assert (got.better, got.worse, got.interval.users) == (2, 1, 4)
-    assert got.interval.mean == pytest.approx(0.25)
-    assert got.p_value == pytest.approx(binomtest(2, 3).pvalue)
-    assert "better for 2 users, worse for 1, equal for 1" in str(got)
-    assert metrics.compare(first, first).p_value == 1.0
-    with pytest.raises(ValueError, match="same users"):
-        metrics.compare(first, second.iloc[1:])
-
-
 def test_a_paired_interval_is_narrower_than_two_separate_ones():
     random = np.random.default_rng(0)
     base = pd.Series(random.random(300))
     better = base + 0.02 + random.normal(0, 0.01, 300)
-    paired = metrics.compare(better, base).interval
+    paired = metrics.paired(better, base)
     apart = metrics.bootstrap_interval(base)
     assert paired.low > 0 and paired.high - paired.low < (apart.high - apart.low) / 5
 
@@ -271,14 +257,14 @@ def test_metrics_agree_with_spark(spark):
         [(rows[user], [float(truth[user])]) for user in truth.index], ["prediction", "label"]
     )
     for k in (5, 10, 50):
-        ours = metrics.per_user(lists, parts.test, k).mean()
+        ours = metrics.score_table(lists, parts.test, (k,)).mean()
         for name, column in (
-            ("ndcgAtK", "ndcg"),
-            ("recallAtK", "recall"),
-            ("meanAveragePrecisionAtK", "mrr"),
+            ("ndcgAtK", "NDCG"),
+            ("recallAtK", "Recall"),
+            ("meanAveragePrecisionAtK", "MRR"),
         ):
             theirs = RankingEvaluator(metricName=name, k=k).evaluate(table)
-            assert ours[column] == pytest.approx(theirs), (name, k)
+            assert ours[f"{column}@{k}"] == pytest.approx(theirs), (name, k)
 
 
 def test_counts_of_the_past_are_those_of_the_ratings_before_a_users_moment(seen):

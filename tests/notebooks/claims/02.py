@@ -1,6 +1,6 @@
 # What notebook 02 says of its models; run in its kernel after the last cell.
 assert len(grid.table) == len(RANKS) * len(REGS) and np.isfinite(grid.table.validation_rmse).all()
-assert abs(grid.rmse["validation"] - grid.table.validation_rmse.min()) < 1e-4
+assert abs(best_als["validation"] - grid.table.validation_rmse.min()) < 1e-4
 assert 0 <= n_kept <= n_all == sizes[1]
 kept_errors = result["warm_rows"]
 if dataset.checked:

@@ -1,6 +1,5 @@
 """What notebook 04 claims beyond its saved outputs; runs in its kernel after the last cell."""
 
-assert RULES == prompts.PROFILE_RULES and SYSTEM == prompts.PROFILE_SYSTEM
 assert improved == prompts.profile_prompt(rated, liked, disliked)  # and so the recorded request
 assert llm.response_format(Profile)["json_schema"]["name"] == "Profile"
 assert NO_DISLIKES.count("dislikes") == 1 and len(set(variants)) == 4

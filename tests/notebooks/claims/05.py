@@ -23,7 +23,6 @@ above = scores_of_unseen(interest, in_percent=True).score.mean()
 assert above > 60, "implicit ALS does not place what a user rated above the rest (50 is chance)"
 
 # The prompts are those that were recorded, and what is read is a permutation.
-assert RULES == prompts.RANKING_RULES and SYSTEM == prompts.RANKING_SYSTEM
 for profile_shown, listed, messages in (
     (profile_text, table, improved),
     (profile_text, ten, with_profile),
