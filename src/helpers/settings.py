@@ -5,16 +5,13 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import field
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic.dataclasses import dataclass
 
-NAMES = {"root": "HELPERS_HOME", "llm_api_key": "OPENAI_API_KEY", "llm_base_url": "OPENAI_BASE_URL"}
-"""Variables that are not called as their field is, in capitals."""
 MUST_BE = {
     "OPENAI_API_KEY": "be one line of ASCII; copy it again",  # pragma: allowlist secret
     "OPENAI_BASE_URL": "be an address without a password, such as http://localhost:8000/v1",
@@ -46,9 +43,11 @@ Address = Annotated[
     str, Field(pattern=r"^https?://[\w\[][\w.:\[\]-]*(/\S*)?$"), AfterValidator(_address)
 ]
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
+Key = Annotated[str, Field(pattern="^[!-~]+$")]
+NAMES = ConfigDict(alias_generator=str.upper, validate_by_name=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=NAMES)
 class Settings:
     """Where things are and how to reach them; build it with :meth:`from_env`.
 
@@ -56,17 +55,17 @@ class Settings:
     request that sets no limit itself.
     """
 
-    root: Folder = Path(__file__).resolve().parents[2]
+    root: Folder = Field(default=Path(__file__).resolve().parents[2], alias="HELPERS_HOME")
     movielens_dir: Folder | None = None
     movielens_download: bool = True
     spark_master: str = "local[*]"
-    spark_remote: str | None = field(default=None, repr=False)
+    spark_remote: str | None = Field(default=None, repr=False)
     spark_driver_memory: str = "1g"
     spark_partitions: PositiveInt = 1
     llm_mode: Literal["auto", "live", "recorded", "local", "none"] = "auto"
     llm_model: str | None = None
-    llm_base_url: Address | None = field(default=None, repr=False)
-    llm_api_key: Annotated[str, Field(pattern="^[!-~]+$")] | None = field(default=None, repr=False)
+    llm_base_url: Address | None = Field(default=None, alias="OPENAI_BASE_URL", repr=False)
+    llm_api_key: Key | None = Field(default=None, alias="OPENAI_API_KEY", repr=False)
     llm_timeout_s: PositiveFloat = 60.0
     llm_max_tokens: PositiveInt = 200_000
     llm_reply_tokens: PositiveInt = 4000
@@ -84,18 +83,17 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read each field from the variable of its name in capitals, or of :data:`NAMES`.
+        """Read each field from the variable of its alias, or of its name in capitals.
 
         Raises SettingsError where a variable holds what it cannot.
         """
         given: dict[str, Any] = {n: text.strip(" \t\r\n\"'\ufeff") for n, text in environ.items()}
-        names = {name: NAMES.get(name, name.upper()) for name in cls.__annotations__}
         try:
-            return cls(**{name: given[n] for name, n in names.items() if given.get(n)})
+            return cls(**{name: text for name, text in given.items() if text})
         except ValidationError as error:
-            fault = error.errors()[0]
-            name, wanted = names[str(fault["loc"][0])], fault["msg"].removeprefix("Input should ")
-            raise SettingsError(f"{name} must {MUST_BE.get(name, wanted)}.") from None
+            name, wanted = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
+            wanted = MUST_BE.get(str(name), wanted.removeprefix("Input should "))
+            raise SettingsError(f"{name} must {wanted}.") from None
 
     def scrub(self, text: str) -> str:
         """Replace the key by ``[key]``, for messages."""

@@ -47,9 +47,8 @@ def check_java() -> int:
     if found := re.search(r'version "(17|21)\b', said):
         return int(found[1])
     raise JavaError(
-        f"Spark needs Java 17 or 21 and finds {said.partition(' 2')[0].strip() or 'none'}: 'sudo "
-        "apt-get install openjdk-17-jre', 'brew install openjdk@17' or 'conda install -c "
-        "conda-forge openjdk=17', or set JAVA_HOME to one."
+        f"Spark needs Java 17 or 21, found {said.partition(' 2')[0].strip() or 'none'}: run 'sudo "
+        "apt-get install openjdk-17-jre', 'brew install openjdk@17' or 'conda install openjdk=17'."
     )
 
 
@@ -95,11 +94,9 @@ def close_spark(session: SparkSession) -> None:
     """Stop the session and end its JVM; who uses its tables then gets a RuntimeError."""
     if not hasattr(session, "_sc"):  # of Spark Connect
         return session.stop()
-    context: Any = session.sparkContext
-    gateway, jvm = context._gateway, (context._jsc, context._jvm)
+    gateway: Any = SparkContext._gateway
     session.stop()
     gateway._gateway_client.send_command = _refuse
-    context._jsc, context._jvm = jvm
     SparkContext._gateway = SparkContext._jvm = None
     gateway.proc.stdin.close()  # at the end of its input the JVM ends
     gateway.proc.wait(20)
