@@ -53,13 +53,12 @@ class Dataset(namedtuple("Dataset", "path name source simulated verified note", 
 
     def describe(self) -> str:
         """Return one line for the top of a notebook; it names no path of this machine."""
-        if self.verified:
-            return f"Data: {self.name}, verified by SHA-256 (found by {self.source})"
+        how = self.note or f"found by {self.source}"
         if self.simulated:
-            how = "for the real release set MOVIELENS_DIR or unpack ml-latest-small into data/."
-            return f"Data: a SIMULATED sample, not MovieLens ({self.note or self.source}); {how}"
-        said = f"the text speaks of {NAME}; the numbers computed here are those of {self.name}."
-        return f"Data: {self.name}, unverified (found by {self.source}); {said}"
+            return f"Data: a SIMULATED sample, not MovieLens ({how}): set MOVIELENS_DIR to a copy."
+        if self.verified:
+            return f"Data: {self.name}, verified by SHA-256 ({how})"
+        return f"Data: not {NAME} ({how}): the numbers computed here are those of {self.name}."
 
 
 def locate(settings: Settings | None = None) -> Dataset:
@@ -68,8 +67,7 @@ def locate(settings: Settings | None = None) -> Dataset:
     Raises DataError where one of the folders is there but lacks a file.
     """
     settings = settings or Settings.from_env()
-    named, local = settings.movielens_dir, settings.data_dir / NAME
-    note = "" if named else "no copy found"
+    named, local, note = settings.movielens_dir, settings.data_dir / NAME, "no copy found"
     if settings.movielens_download and not (named or local.exists()):
         try:
             download(local)
@@ -78,6 +76,7 @@ def locate(settings: Settings | None = None) -> Dataset:
     source, folder = "data/sample", settings.sample_dir
     if named or local.exists():
         source, folder = ("MOVIELENS_DIR", named) if named else (f"data/{NAME}", local)
+        note = ""
     for path in (folder, *sorted(folder.glob("*/"))):
         if all((path / file).is_file() for file in SHA256):
             simulated, verified = (path / "SIMULATED").exists(), _verified(path)
@@ -93,8 +92,10 @@ def _verified(folder: Path) -> bool:
 
 def download(target: Path) -> None:
     """Fetch the release into ``target``, checked, in one step."""
-    with urllib.request.urlopen(URL, timeout=5.0) as response, replacing(target) as fresh:
-        zipfile.ZipFile(io.BytesIO(response.read())).extractall(fresh.parent)
+    with urllib.request.urlopen(URL, timeout=5.0) as response:
+        archive = zipfile.ZipFile(io.BytesIO(response.read()))
+    with replacing(target) as fresh:
+        archive.extractall(fresh.parent)
         if not _verified(fresh):
             raise DataError(f"{URL} has a wrong SHA-256")
 

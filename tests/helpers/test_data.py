@@ -115,7 +115,7 @@ def test_movielens_dir_comes_first_then_the_copy_then_a_download(home, folder, m
 def test_offline_gives_the_sample_and_says_why(home, monkeypatch):
     dataset = locate(home)
     assert (dataset.path, dataset.name) == (home.sample_dir, "sample (simulated)")
-    assert "a SIMULATED sample, not MovieLens (no copy found); for" in dataset.describe()
+    assert "a SIMULATED sample, not MovieLens (no copy found): set" in dataset.describe()
     monkeypatch.setattr(data, "URL", "http://127.0.0.1:9/x.zip")
     dataset = locate(dataclasses.replace(home, movielens_download=True))
     assert dataset.simulated and "Connection refused" in dataset.describe()

@@ -29,7 +29,7 @@ def test_every_check_prints_a_line(monkeypatch, settings, capsys, spark):
     assert doctor.main() == 0
     printed = capsys.readouterr().out
     assert printed.count("\n") == len(doctor.CHECKS) + 1
-    assert "OK    Data: a SIMULATED sample, not MovieLens (MOVIELENS_DIR); for" in printed
+    assert "OK    Data: a SIMULATED sample, not MovieLens (found by MOVIELENS_DIR): set" in printed
 
 
 def test_a_question_shows_what_the_server_answers(monkeypatch, tmp_path):
