@@ -8,11 +8,9 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 import urllib.request
 import zipfile
 from collections import namedtuple
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import pyarrow as pa
 from pyarrow import csv
 from pyspark.sql import DataFrame, SparkSession
 
-from helpers.settings import Settings
+from helpers.settings import Settings, replacing
 
 NAME = "ml-latest-small"
 URL = f"https://files.grouplens.org/datasets/movielens/{NAME}.zip"
@@ -98,15 +96,6 @@ def download(target: Path) -> None:
         archive.extractall(fresh.parent)
         if not _verified(fresh):
             raise DataError(f"{URL} has a wrong SHA-256")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; it takes the place of ``path`` only when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-        yield Path(folder) / path.name
-        (Path(folder) / path.name).replace(path)
 
 
 def for_training(dataset: Dataset, settings: Settings | None = None) -> Dataset:

@@ -1,10 +1,12 @@
-"""Everything that the environment can change, read once into one dataclass."""
+"""What the environment can change, in one dataclass; versions, and files that appear whole."""
 
+import contextlib
 import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -31,6 +33,15 @@ def versions(*packages: str) -> str:
             f"{sys.executable} lacks {error.name}: install what this notebook's opening asks for."
         ) from None
     return ", ".join([f"Python {platform.python_version()}", *named])
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to; it takes the place of ``path`` only when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        yield Path(folder) / path.name
+        (Path(folder) / path.name).replace(path)
 
 
 def _address(url: str) -> str:
