@@ -21,25 +21,18 @@ def test_a_key_with_something_around_it_is_the_key(key, around):
     assert read(OPENAI_API_KEY='""').llm_api_key is None
 
 
-@pytest.mark.parametrize("text", ["sk—abc", "sk-ab\nc", "sk ab"])
-def test_a_key_that_cannot_be_one_is_named_and_never_shown(text):
-    with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY [^\n]+\.$") as caught:
-        read(OPENAI_API_KEY=text)
-    assert text not in str(caught.value) and "sk" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [("LLM_MODE", KEY), ("LLM_MAX_TOKENS", KEY), ("SPARK_PARTITIONS", "2.5"),
-     ("LLM_TIMEOUT_S", "-7"), ("MOVIELENS_DOWNLOAD", "perhaps"),
-    ("OPENAI_BASE_URL", "ftp://host"),
+     ("LLM_TIMEOUT_S", "-7"), ("MOVIELENS_DOWNLOAD", "perhaps"), ("OPENAI_API_KEY", "sk—abc"),
+     ("OPENAI_API_KEY", "sk-ab\nc"), ("OPENAI_BASE_URL", "ftp://host"),
      ("OPENAI_BASE_URL", "https://me:cret@host/v1"),  # pragma: allowlist secret
      ("OPENAI_BASE_URL", "http://:8000/v1"), ("OPENAI_BASE_URL", "localhost:8000")],
 )  # fmt: skip
 def test_what_a_variable_cannot_hold_is_named_without_its_value(name, value):
-    with pytest.raises(SettingsError, match=f"^{name} ") as caught:
+    with pytest.raises(SettingsError, match=rf"^{name} [^\n]+\.$") as caught:
         read(**{name: value})
-    assert not any(part in str(caught.value) for part in ("cret", "2.5", "-7", "perhaps"))
+    assert not any(part in str(caught.value) for part in ("cret", "2.5", "-7", "perhaps", "sk"))
 
 
 def test_a_variable_is_read_as_its_type_and_has_a_default():

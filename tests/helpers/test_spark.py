@@ -26,13 +26,11 @@ def test_a_wrong_or_missing_java_is_one_sentence_with_the_install_line(tmp_path,
     java = tmp_path / "bin" / "java"
     java.parent.mkdir()
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    for version, fault in (("11.0.2", "11.0.2"), ("1.8.0_402", "1.8"), ("21-ea", "")):
+    for version in ("11.0.2", "1.8.0_402", "21-ea"):
         java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
         java.chmod(0o755)
-        if fault:
-            with pytest.raises(
-                JavaError, match=rf"found openjdk .*{fault}.*: run 'sudo apt-get install openjdk"
-            ):
+        if version != "21-ea":
+            with pytest.raises(JavaError, match=f'"{version}": run .sudo apt-get install openjdk'):
                 check_java()
     assert check_java() == 21
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nowhere"))
