@@ -22,7 +22,7 @@ from urllib.request import urlopen
 ROOT = Path(__file__).resolve().parents[1] if "__file__" in globals() else Path("course").resolve()
 # Colab's front end works with its own versions of these; other ones may break the next session.
 COLABS_OWN = {"ipykernel", "ipython", "ipywidgets", "jupyterlab"}
-JAVA = "import helpers.spark as s; print('Java', s.check_java().version)"
+JAVA = "import helpers.spark as s; print('Java', s.check_java())"
 SOURCE = re.compile(r"github(?:\.com)?/([\w.-]+/[\w.-]+)/(?:blob|raw)/[\w.-]+/(?:notebooks|tools)/")
 
 

@@ -179,7 +179,7 @@ class Course:
 def write(folder: Path, settings: Settings) -> Path:
     """Write ``index.html`` for the release, or for the sample where the data are something else."""
     dataset = data.locate(settings)
-    if not dataset.checked:
+    if not (dataset.verified or dataset.simulated):
         dataset = data.locate(replace(settings, movielens_dir=settings.sample_dir))
     content = json.dumps(Course(dataset, settings).content(), separators=(",", ":"))
     files = {"STYLE": "page.css", "SCRIPT": "page.js", "PAGE": "template.html"}

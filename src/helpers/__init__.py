@@ -4,10 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-# OpenMP reads this when PyTorch is loaded, also in kernels started from here. By default its
-# threads burn a core while they wait for each other; where anything else runs on that core (a JVM,
-# a second notebook), PyTorch was measured to be up to sixty times slower for it.
+# For PyTorch, also in child processes: by default its threads burn a core while they wait, and
+# where a JVM or a second notebook needs that core it was measured to be sixty times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 # A kernel looks into the notebook's folder first: a learner's own random.py there hides no package.
 sys.path.sort(key=lambda folder: folder in ("", str(Path.cwd())))

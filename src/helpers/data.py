@@ -1,24 +1,34 @@
-"""Find, check, load and split MovieLens (Harper and Konstan 2015, doi 10.1145/2827872).
+"""Find, download, check, load and split MovieLens (Harper and Konstan 2015, doi 10.1145/2827872).
 
 Everything is keyed by ``movieId``: five titles of ml-latest-small belong to two movies each.
 """
 
-from __future__ import annotations
-
+import contextlib
+import hashlib
+import io
 import os
 import re
+import urllib.request
+import zipfile
 from collections import namedtuple
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+from pyarrow import csv
 from pyspark.sql import DataFrame, SparkSession
 
-from helpers import releases
-from helpers.releases import NAME, SHA256, DataError, DownloadError, download, replacing, sha256
-from helpers.settings import Settings
+from helpers.settings import Settings, replacing
 
+NAME = "ml-latest-small"
+URL = f"https://files.grouplens.org/datasets/movielens/{NAME}.zip"
+SHA256 = {
+    "movies.csv": "5a5f32dd9bb3797b8e728a1b98958789d2b13f294a69fdfbc5727f8a9611aa07",
+    "ratings.csv": "aa289ca83157595d0df6aea1be6a4ded676ddc4385472e8313a8ed9805352646",
+    "links.csv": "97ad18e4e56a09363c65676b6cb3482ce3e2cea2372a24620c1599c843325f31",
+    "tags.csv": "92a9f8bb7916dceef6151209845788c3643f794dfa79d1feaec7121b5960399d",
+}
 SCHEMAS = {
     "ratings": "userId int, movieId int, rating float, timestamp bigint",
     "movies": "movieId int, title string, genres string",
@@ -27,44 +37,26 @@ SCHEMAS = {
 }
 """Spark schemas of the four files, in the order of their columns."""
 TABLES = {table: dict(c.split() for c in schema.split(", ")) for table, schema in SCHEMAS.items()}
-VALUE_FORMS = {  # of a type or a column: type in pandas, what a value looks like
-    "int": ("int64", "[0-9]{1,9}"),
-    "bigint": ("int64", "[0-9]{1,10}"),
-    "float": ("float32", r"0?\.50*|[1-4](\.[05]0*)?|5(\.0+)?"),
-    "string": ("object", ".*"),
-    "imdbId": ("string", ".*"),  # with leading zeros
-    "tmdbId": ("Int64", "[0-9]{0,9}"),
-}
+TYPES = {"int": pa.int64(), "bigint": pa.int64(), "float": pa.float32(), "string": pa.string()}
 Tables = namedtuple("Tables", TABLES)
 Counts = namedtuple("Counts", "ratings users rated_movies movies links tags")
 
 
-@dataclass(frozen=True)
-class Dataset:
+class DataError(ValueError):
+    """A file cannot be used; the message names it and says what is wrong."""
+
+
+class Dataset(namedtuple("Dataset", "path name source simulated verified note", defaults=[""])):
     """A folder with the four files, and how it was found; ``note`` says why it is the sample."""
-
-    path: Path
-    name: str
-    source: str
-    simulated: bool
-    verified: bool
-    note: str = ""
-
-    @property
-    def checked(self) -> bool:
-        """Whether the course's claims were checked on this data."""
-        return self.verified or self.simulated
 
     def describe(self) -> str:
         """Return one line for the top of a notebook; it names no path of this machine."""
-        by = f"found by {self.source}"
+        how = self.note or f"found by {self.source}"
         if self.simulated:
-            said = "For the real release set MOVIELENS_DIR or unpack ml-latest-small into data/."
-            return f"Data: a SIMULATED sample, not MovieLens ({self.note or by}). {said}"
+            return f"Data: a SIMULATED sample, not MovieLens ({how}): set MOVIELENS_DIR to a copy."
         if self.verified:
-            return f"Data: {self.name}, verified by SHA-256 ({by})"
-        said = f"The text speaks of {NAME}; the numbers computed here are those of {self.name}."
-        return f"Data: {self.name}, not {NAME} as published, unverified ({by}). {said}"
+            return f"Data: {self.name}, verified by SHA-256 ({how})"
+        return f"Data: not {NAME} ({how}): the numbers computed here are those of {self.name}."
 
 
 def locate(settings: Settings | None = None) -> Dataset:
@@ -73,117 +65,97 @@ def locate(settings: Settings | None = None) -> Dataset:
     Raises DataError where one of the folders is there but lacks a file.
     """
     settings = settings or Settings.from_env()
-    local, note = settings.data_dir / NAME, "no copy found, download switched off"
-    if settings.movielens_dir is not None:
-        return _dataset(settings.movielens_dir, "MOVIELENS_DIR", settings)
-    if local.exists():
-        return _dataset(local, f"data/{NAME}", settings)
-    if settings.allow_download:
+    named, local, note = settings.movielens_dir, settings.data_dir / NAME, "no copy found"
+    if settings.movielens_download and not (named or local.exists()):
         try:
-            return _dataset(download(local), "download", settings)
-        except DownloadError as error:
-            note = f"no copy found, no download: {error}"
-    return _dataset(settings.sample_dir, "data/sample", settings, note)
+            download(local)
+        except Exception as error:  # the network, the disk, and each decompressor have their own
+            note += f", no download: {error}"
+    source, folder = "data/sample", settings.sample_dir
+    if named or local.exists():
+        source, folder = ("MOVIELENS_DIR", named) if named else (f"data/{NAME}", local)
+        note = ""
+    for path in (folder, *sorted(folder.glob("*/"))):
+        if all((path / file).is_file() for file in SHA256):
+            simulated, verified = (path / "SIMULATED").exists(), _verified(path)
+            name = "sample (simulated)" if simulated else NAME if verified else path.resolve().name
+            return Dataset(path, name, source, simulated, verified, note)
+    raise DataError(f"{source} lacks a file; wanted are {', '.join(SHA256)}, as in ml-32m.")
 
 
-def _dataset(folder: Path, source: str, settings: Settings, note: str = "") -> Dataset:
-    path = releases.find(folder, source)
-    if (path / "SIMULATED").exists():
-        return Dataset(path, "sample (simulated)", source, True, False, note)
-    verified = all(sha256(path / file) == wanted for file, wanted in SHA256.items())
-    return Dataset(path, NAME if verified else path.resolve().name, source, False, verified)
+def _verified(folder: Path) -> bool:
+    files = ((hashlib.sha256((folder / name).read_bytes()), SHA256[name]) for name in SHA256)
+    return all(found.hexdigest() == wanted for found, wanted in files)
+
+
+def download(target: Path) -> None:
+    """Fetch the release into ``target``, checked, in one step."""
+    with urllib.request.urlopen(URL, timeout=5.0) as response:
+        archive = zipfile.ZipFile(io.BytesIO(response.read()))
+    with replacing(target) as fresh:
+        archive.extractall(fresh.parent)
+        if not _verified(fresh):
+            raise DataError(f"{URL} has a wrong SHA-256")
 
 
 def for_training(dataset: Dataset, settings: Settings | None = None) -> Dataset:
-    """Return ``dataset``, or the sample where it has no 5-core or all users rated all movies."""
-    if dataset.verified:
-        return dataset
-    ratings, note = load_pandas(dataset, "ratings"), ""
-    if len(ratings) == ratings["userId"].nunique() * ratings["movieId"].nunique():
-        note = f"in {dataset.name} every user has rated every movie, so none can be recommended"
-    try:
-        core(ratings)
-    except DataError:
-        note = f"{dataset.name} is too small to learn from: no users and movies have 5 ratings each"
+    """Return ``dataset``, or the sample where its 5-core is empty or lacks no rating."""
+    ratings = load_pandas(dataset, "ratings")
+    with contextlib.suppress(DataError):
+        kept = core(ratings)
+        if len(kept) < kept["userId"].nunique() * kept["movieId"].nunique():
+            return dataset
     settings = settings or Settings.from_env()
-    return _dataset(settings.sample_dir, "data/sample", settings, note) if note else dataset
-
-
-def check(dataset: Dataset) -> Counts:
-    """Read all four files and return their counts.
-
-    Raises DataError for the first fault, with its file, line (1 is the header), column and value.
-    """
-    tables = {table: load_pandas(dataset, table) for table in TABLES}
-    for table, rows in tables.items():
-        _refuse(table, rows["movieId"], rows["movieId"].isin(tables["movies"]["movieId"]))
-        ids = rows[[name for name in rows if name in ("userId", "movieId")]]
-        if table != "tags" and ids.duplicated().any():
-            pair = ids[ids.duplicated()].iloc[0].to_dict()
-            raise DataError(f"{table}.csv has a second row of {pair}: keep one of the two.")
-    users, rated = tables["ratings"][["userId", "movieId"]].nunique()
-    ratings, *others = map(len, tables.values())
-    return Counts(ratings, users, rated, *others)
+    sample = locate(replace(settings, movielens_dir=settings.sample_dir))
+    return sample._replace(note=f"{dataset.name} is too small to learn from")
 
 
 def load_pandas(dataset: Dataset, table: str) -> pd.DataFrame:
     """Return one of ``ratings``, ``movies``, ``links``, ``tags`` as a pandas data frame.
 
-    Raises DataError where a column is missing or a value does not belong there.
+    Raises DataError for the first fault, with its file, row (1 is the header), column and value.
     """
-    text = _read(dataset, table)
-    forms = {name: VALUE_FORMS.get(name, VALUE_FORMS[kind]) for name, kind in TABLES[table].items()}
-    for name, (_, pattern) in forms.items():
-        _refuse(table, text[name], text[name].str.fullmatch(pattern))
-    text = text.replace("", pd.NA) if table == "links" else text
-    return text.astype({name: kind for name, (kind, _) in forms.items()})
-
-
-def _read(dataset: Dataset, table: str, nrows: int | None = None) -> pd.DataFrame:
-    """Return a file's columns as text, or its first ``nrows`` rows."""
-    path = dataset.path / f"{table}.csv"
+    columns = {name: TYPES[kind] for name, kind in TABLES[table].items()}
+    empty = [""] if table == "links" else []  # some movies have no tmdbId
+    options = csv.ConvertOptions(column_types=columns, null_values=empty)
     try:
-        text = pd.read_csv(
-            path, nrows=nrows, dtype="string[pyarrow]", keep_default_na=False, index_col=False,
-            encoding="utf-8-sig",
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path.name} cannot be read: {str(error).strip()}.") from None
-    if list(text) != list(TABLES[table]):
-        header, wanted = ",".join(map(str, text))[:80], ",".join(TABLES[table])
-        raise DataError(f"{path.name}, line 1 is {header!r}: it must be {wanted!r}.")
-    return text
+        rows = csv.read_csv(
+            dataset.path / f"{table}.csv", csv.ReadOptions(use_threads=False), None, options
+        )
+    except (OSError, pa.ArrowInvalid) as error:
+        said = re.sub(r"CSV column #(\d+)", lambda m: f"column {[*columns][int(m[1])]}", f"{error}")
+        raise DataError(f"{table}.csv cannot be read: {said}.") from None
+    if rows.column_names != [*columns]:
+        raise DataError(f"{table}.csv, row 1 must be {','.join(columns)!r}.")
+    return rows.to_pandas()
 
 
-def _refuse(table: str, values: pd.Series, good: pd.Series) -> None:
-    """Name the first of the values that is not good, if any."""
+def check(dataset: Dataset) -> Counts:
+    """Read all four files and return their counts; raises a DataError for the first fault."""
+    ratings, movies, links, tags = (load_pandas(dataset, table) for table in TABLES)
+    good = ratings["rating"].between(0.5, 5)
     if not good.all():
-        line = int(good.idxmin())
-        where = f"{table}.csv, line {line + 2}, column {values.name}"
-        said = "does not belong there; correct it or copy the file again"
-        raise DataError(f"{where}: {str(values[line])!r} {said}.")
+        row, stars = int(good.idxmin()) + 2, ratings["rating"][~good].iloc[0]
+        raise DataError(f"ratings.csv, row {row}, column rating: {stars} is not 0.5 to 5.")
+    users, rated = ratings[["userId", "movieId"]].nunique()
+    return Counts(len(ratings), users, rated, len(movies), len(links), len(tags))
 
 
 def load(spark: SparkSession, dataset: Dataset) -> Tables:
-    """Return the four tables as Spark data frames; :func:`check` reads their values."""
-    tables = []
-    for table, schema in SCHEMAS.items():
-        _read(dataset, table, nrows=None if table in ("movies", "tags") else 0)
-        path = re.sub(r"([][{}*?])", r"\\\1", str(dataset.path / f"{table}.csv"))  # no pattern
-        options = {"header": True, "encoding": "UTF-8", "quote": '"', "escape": '"'}  # RFC 4180
-        tables.append(spark.read.options(**options).csv(path, schema=schema))
-    return Tables(*tables)
+    """Return the four tables as Spark data frames; a copy that is not ours is checked first."""
+    if not (dataset.verified or dataset.simulated):  # Spark reads faults as null, without a word
+        check(dataset)
+    read = spark.read.options(header=True, encoding="UTF-8", escape='"').csv  # RFC 4180
+    return Tables(*(read(f"{dataset.path}/{name}.csv", SCHEMAS[name]) for name in SCHEMAS))
 
 
-def split(
-    ratings: DataFrame, weights: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0
-) -> tuple[DataFrame, ...]:
-    """Split ratings at random into one table per weight, the same on every machine.
+def split(ratings: DataFrame, seed: int = 0) -> list[DataFrame]:
+    """Split ratings at random into 60, 20 and 20 percent, the same on every machine.
 
     ``randomSplit`` draws by partition and row order: so the rows come sorted, in one partition.
     """
     ordered = ratings.coalesce(1).sortWithinPartitions("userId", "movieId")
-    return tuple(ordered.randomSplit(list(weights), seed=seed))
+    return ordered.randomSplit([0.6, 0.2, 0.2], seed=seed)
 
 
 def core(ratings: pd.DataFrame, k: int = 5) -> pd.DataFrame:
@@ -210,20 +182,15 @@ def result_path(name: str, dataset: Dataset, settings: Settings | None = None) -
 
 
 def save_result(
-    table: pd.DataFrame,
-    name: str,
-    dataset: Dataset,
-    settings: Settings | None = None,
-    *,
+    table: pd.DataFrame, name: str, dataset: Dataset, settings: Settings | None = None, *,
     published: bool = True,
-) -> Path:
+) -> Path:  # fmt: skip
     """Save a table behind a figure as CSV with six decimals and return its path.
 
-    Numbers of another LLM or user (``published`` is false), and of the copies that ``make lab``
-    opens (it sets ``KEEP_RESULTS``), do not go to ``data/results``.
+    Only what is ``published`` goes to ``data/results``, and nothing of ``make lab``'s copies.
     """
     own = published and not os.environ.get("KEEP_RESULTS")
-    path = result_path(name, dataset if own else replace(dataset, verified=False), settings)
+    path = result_path(name, dataset if own else dataset._replace(verified=False), settings)
     with replacing(path) as fresh:
         table.to_csv(fresh, index=False, float_format="%.6f", lineterminator="\n")
     return path

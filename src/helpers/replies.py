@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers.releases import replacing
+from helpers.settings import replacing
 
 Body = dict[str, Any]
 Fault = Callable[[Body, Body], str]  # from request and response to why it is of no use, or ""

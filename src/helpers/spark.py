@@ -4,59 +4,52 @@
 every option that decides a partition count is fixed here, whatever the number of cores.
 """
 
-from __future__ import annotations
-
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
-from pathlib import Path
 from typing import Any
 
+from pyspark import SparkConf, SparkContext
+from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from helpers.settings import Settings
 
-HERE = ("local", "spark://127.0.0.1:")  # masters on this machine
-JavaInfo = namedtuple("JavaInfo", "version path")
+COUNTS = ("default.parallelism", "sql.shuffle.partitions", "sql.leafNodeDefaultParallelism")
+OPTIONS: dict[str, Any] = {  # a Spark Connect server takes those of SQL only
+    "spark.sql.adaptive.enabled": "false",  # it picks partition counts at run time, by size
+    "spark.sql.ansi.enabled": "false",  # a wrong cast stays visible as null, as in pandas
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.ui.enabled": "false",
+    # ALS needs a deep stack; the default collector does not give memory back.
+    "spark.driver.extraJavaOptions": "-Xss4m -XX:+UseSerialGC -Xmn160m -XX:MinHeapFreeRatio=10 "
+    "-XX:MaxHeapFreeRatio=25 -XX:ReservedCodeCacheSize=160m",
+    "spark.executor.extraJavaOptions": "-Xss4m",
+}
+OF_ANOTHER_SPARK = ("SPARK_HOME", "SPARK_CONF_DIR", "HADOOP_CONF_DIR", "PYSPARK_SUBMIT_ARGS")
 
 
 class JavaError(RuntimeError):
     """Java is missing or has a version that Spark cannot use."""
 
 
-class SparkStartError(RuntimeError):
-    """The session did not start; the message holds the reason."""
+def check_java() -> int:
+    """Return the version of the Java that Spark will use: ``JAVA_HOME``'s, else the path's.
 
-
-class SparkClosedError(RuntimeError):
-    """A session that :func:`close_spark` has closed, or a table of it, was used again."""
-
-
-INSTALL = {"Darwin": "brew install openjdk@17", "Linux": "sudo apt-get install openjdk-17-jre"}
-"""Lines that install a suitable Java; conda has one for every system."""
-
-
-def check_java() -> JavaInfo:
-    """Return version and path of the Java that Spark will use (``JAVA_HOME``, else the path's).
-
-    Raises JavaError where there is none or it is not 17 or 21: one sentence with the remedy.
+    Raises JavaError, one sentence with the line to install, where it is not 17 or 21.
     """
-    home = os.environ.get("JAVA_HOME", "").strip()
+    home = os.environ.get("JAVA_HOME")
     path = shutil.which("java", path=f"{home}/bin" if home else None)
-    fault, version = f"JAVA_HOME ({home}) holds no Java" if home else "Java was not found", ""
-    if path:
-        done = subprocess.run([path, "-version"], capture_output=True, text=True)
-        number = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
-        version = number[1] if number else "of an unknown version"
-        fault = f"{path} does not suit Spark (Java {version})"
-    if path and version in ("17", "21"):
-        return JavaInfo(int(version), path)
-    line = INSTALL.get(platform.system(), "conda install -c conda-forge openjdk=17")
-    raise JavaError(f"{fault}: install Java 17 with '{line}', or set JAVA_HOME to one.")
+    said = subprocess.run([path, "-version"], capture_output=True, text=True).stderr if path else ""
+    if found := re.search(r'version "(17|21)\b', said):
+        return int(found[1])
+    raise JavaError(
+        f"Spark needs Java 17 or 21, found {said.partition(' 2')[0].strip() or 'none'}: run 'sudo "
+        "apt-get install openjdk-17-jre', 'brew install openjdk@17' or 'conda install openjdk=17'."
+    )
 
 
 def get_spark(settings: Settings | None = None) -> SparkSession:
@@ -64,114 +57,53 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
 
     ``SPARK_MASTER`` names a cluster's master, ``SPARK_REMOTE`` a Spark Connect server. All machines
     must see the data under the same path, and the executors' Python needs this package.
+    Raises RuntimeError, with the reason, where the session does not start.
     """
     settings = settings or Settings.from_env()
-    builder = SparkSession.builder.appName("llm-recommenders").config(map=sql_options(settings))
-    if settings.spark_remote:
+    master, remote, cache = settings.spark_master, settings.spark_remote, settings.cache_dir
+    options = OPTIONS | {f"spark.{name}": str(settings.spark_partitions) for name in COUNTS}
+    options["spark.driver.memory"] = settings.spark_driver_memory
+    options["spark.sql.warehouse.dir"] = str(cache / "spark-warehouse")
+    builder = SparkSession.builder.appName("llm-recommenders").config(map=options)
+    if not remote:
+        check_java()
+    if master.startswith(("local", "spark://127.0.0.1:")):  # PySpark's own Spark, on this machine
+        for name in OF_ANOTHER_SPARK:
+            os.environ.pop(name, None)
+        os.environ |= {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+        os.environ["LC_ALL"] = "C.UTF-8"  # the names of files are UTF-8 for the JVM, too
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "spark.log").open("w+") as log:  # the JVM goes on writing there
         try:
-            return builder.remote(settings.spark_remote).getOrCreate()
-        except Exception as error:  # its text may hold a token
-            raise SparkStartError(
-                f"No session on the Spark Connect server ({type(error).__name__}): start it, "
-                'correct SPARK_REMOTE, or run pip install -e ".[scale]".'
-            ) from None
-    check_java()
-    builder = builder.config(map=process_options(settings)).master(settings.spark_master)
-    log = settings.cache_dir / "spark.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    environment, streams = dict(os.environ), [os.dup(1), os.dup(2)]
-    with log.open("ab") as file:  # the JVM keeps the streams and variables with which it starts
-        known = file.tell()
-        try:
-            _prepare(settings)
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            return builder.getOrCreate()
+            if remote:
+                return builder.remote(remote).getOrCreate()
+            if not SparkContext._gateway:
+                conf = SparkConf().setMaster(master).setAll([*options.items()])
+                gateway = launch_gateway(conf, {"stdout": log, "stderr": log})
+                SparkContext._ensure_initialized(gateway=gateway)
+            return builder.master(master).getOrCreate()
         except Exception as error:
-            text = log.read_bytes()[known:].decode(errors="replace")
-            raise SparkStartError(
-                f"Spark did not start: {start_fault(text) or start_fault(str(error)) or error}; "
-                "check SPARK_MASTER and SPARK_DRIVER_MEMORY, the rest is in data/cache/spark.log."
-            ) from None
-        finally:
-            for number, stream in enumerate(streams, start=1):
-                os.dup2(stream, number)
-                os.close(stream)
-            os.environ.clear()
-            os.environ.update(environment)
-
-
-def sql_options(settings: Settings) -> dict[str, Any]:
-    """Return the options that decide numbers, in any kind of session."""
-    return {
-        "spark.sql.shuffle.partitions": str(settings.spark_partitions),
-        "spark.sql.leafNodeDefaultParallelism": str(settings.spark_partitions),
-        "spark.sql.adaptive.enabled": "false",  # it picks partition counts at run time, by size
-        "spark.sql.ansi.enabled": "false",  # a wrong cast stays visible as null, as in pandas
-        "spark.sql.execution.arrow.pyspark.enabled": "true",
-        "spark.sql.session.timeZone": "UTC",
-    }
-
-
-def process_options(settings: Settings) -> dict[str, Any]:
-    """Return the options of a session whose driver is a JVM of this process."""
-    options = {
-        "spark.default.parallelism": str(settings.spark_partitions),
-        "spark.driver.memory": settings.spark_driver_memory,
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.sql.warehouse.dir": str(settings.cache_dir / "spark-warehouse"),
-        # ALS needs a deep stack; the default collector does not give memory back.
-        "spark.driver.extraJavaOptions": (
-            "-Xss4m -XX:+UseSerialGC -Xmn160m -XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=25 "
-            "-XX:ReservedCodeCacheSize=160m "
-            f"-Dlog4j.configurationFile={Path(__file__).with_name('log4j2.properties').as_uri()}"
-        ),
-        "spark.executor.memory": settings.spark_executor_memory,
-        "spark.executor.extraJavaOptions": "-Xss4m",
-    }
-    if settings.spark_executor_cores:
-        options["spark.executor.cores"] = str(settings.spark_executor_cores)
-    if settings.spark_driver_host:
-        options["spark.driver.host"] = settings.spark_driver_host
-    elif settings.spark_master.startswith(HERE):
-        options |= dict.fromkeys(("spark.driver.host", "spark.driver.bindAddress"), "127.0.0.1")
-    return options
-
-
-def _prepare(settings: Settings) -> None:
-    """Set the variables with which the JVM and the workers start."""
-    if settings.spark_master.startswith("local"):  # the machine's own Spark is another one
-        for name in [name for name in os.environ if re.match("(PY)?SPARK_|HADOOP_|YARN_", name)]:
-            del os.environ[name]
-    if settings.spark_master.startswith(HERE):
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
-    # File names are UTF-8, and a random.py beside the notebook hides no module of the workers'.
-    os.environ["LC_ALL"] = "en_US.UTF-8" if platform.system() == "Darwin" else "C.UTF-8"
-    os.environ["PYTHONSAFEPATH"] = "1"
+            log.seek(0)
+            why = "no such server, or no pip install '.[scale]'"  # an error may hold its token
+            why = why if remote else start_fault(f"{log.read()}\n{error}") or error
+            see = "SPARK_REMOTE, SPARK_MASTER and SPARK_DRIVER_MEMORY, and data/cache/spark.log"
+            raise RuntimeError(f"Spark did not start: {why}; see {see}.") from None
 
 
 def close_spark(session: SparkSession) -> None:
-    """Stop the session and end its JVM; its tables then raise a :class:`SparkClosedError`."""
-    context = getattr(session, "_sc", None)
-    if context is None:  # of Spark Connect
-        session.stop()
-    if context is None or context is not context._active_spark_context:  # closed before
-        return
-    gateway, java = context._gateway, (context._jsc, context._jvm)
+    """Stop the session and end its JVM; who uses its tables then gets a RuntimeError."""
+    if not hasattr(session, "_sc"):  # of Spark Connect
+        return session.stop()
+    gateway: Any = SparkContext._gateway
     session.stop()
-    gateway.shutdown()
     gateway._gateway_client.send_command = _refuse
-    context._jsc, context._jvm = java
-    type(context)._gateway = type(context)._jvm = None
+    SparkContext._gateway = SparkContext._jvm = None
     gateway.proc.stdin.close()  # at the end of its input the JVM ends
     gateway.proc.wait(20)
 
 
 def _refuse(*_: object, **__: object) -> None:
-    raise SparkClosedError("Spark was closed by the last cell: run the notebook again (Run All).")
+    raise RuntimeError("Spark was closed by the last cell: run the notebook again (Run All).")
 
 
 def start_fault(text: str) -> str:

@@ -7,15 +7,13 @@ import hashlib
 import io
 import shutil
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from helpers import data
-from helpers.data import DataError, Dataset, DownloadError, check, download, load, locate, split
+from helpers.data import DataError, Dataset, check, load, locate, split
 from helpers.settings import Settings
 
 FILES = {
@@ -39,64 +37,43 @@ def write(folder: Path) -> Path:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A small good folder to spoil."""
-    return write(tmp_path / "my data [1] {x}")
+    return write(tmp_path / "my data")
 
 
 @pytest.fixture
 def home(tmp_path) -> Settings:
     """A project folder with nothing but a sample."""
     (write(tmp_path / "home" / "data" / "sample") / "SIMULATED").touch()
-    return Settings(root=tmp_path / "home", allow_download=False)
-
-
-@pytest.fixture
-def named(home):
-    """Locate a folder as ``MOVIELENS_DIR`` names it."""
-    return lambda path: locate(dataclasses.replace(home, movielens_dir=path))
+    return Settings(root=tmp_path / "home", movielens_download=False)
 
 
 def dataset_at(path: Path) -> Dataset:
     return Dataset(path, path.name, "MOVIELENS_DIR", simulated=False, verified=False)
 
 
-# --- checking and loading -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "old", "new", "fault"),
     [
-        ("ratings.csv", ",0.5,", ",3.7,", "line 3, column rating: '3.7'"),
-        ("ratings.csv", ",0.5,", ",nan,", "line 3, column rating"),
-        ("ratings.csv", "2,1,5.0", "2, 1,5.0", "line 4, column movieId: ' 1'"),
-        ("ratings.csv", "2,1,5.0", "3000000000,1,5.0", "line 4, column userId"),
-        ("ratings.csv", "2,1,5.0", "2,9,5.0", "line 4, column movieId: '9'"),
-        ("ratings.csv", "2,1,5.0", "1,2,5.0", "has a second row of {'userId': 1, 'movieId': 2}"),
-        ("ratings.csv", ",964981247", "", "line 3, column timestamp: ''"),
-        ("ratings.csv", "964981247", "964981247,9", "line 3, saw 5"),
-        ("ratings.csv", "userId,movieId", "movieId,userId", "line 1 is 'movieId,userId"),
-        ("movies.csv", ",genres", "", "line 1 is 'movieId,title': it must be 'movieId,title,gen"),
-        ("links.csv", ",194", ",194.0", "line 4, column tmdbId: '194.0'"),
+        ("ratings.csv", ",0.5,", ",x,", "column rating: Row #3: .* to float: invalid value 'x'"),
+        ("ratings.csv", ",0.5,", ",6,", "row 3, column rating: 6.0 is not 0.5 to 5"),
+        ("ratings.csv", "2,1,5.0", ",1,5.0", "column userId: Row #4: .*invalid value ''"),
+        ("ratings.csv", ",964981247", "", "Row #3: Expected 4 columns, got 3: 1,2,0.5"),
+        ("ratings.csv", "userId,movieId", "movieId,userId", "row 1 must be 'userId,movieId"),
+        ("links.csv", ",194", ",194.0", "column tmdbId: Row #4: .*'194.0'"),
     ],
 )
-def test_a_bad_value_is_named_with_file_line_and_column(folder, name, old, new, fault):
+def test_a_bad_value_is_named_with_file_line_and_column(folder, name, old, new, fault, spark):
     text = (folder / name).read_text(encoding="utf-8")
     (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8", newline="")
-    with pytest.raises(DataError) as caught:
-        check(dataset_at(folder))
-    assert str(caught.value).startswith(name) and fault in str(caught.value)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=rf"^{name}.* {fault}"):
+        load(spark, dataset_at(folder))
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_every_reader_refuses_another_encoding(folder, encoding, spark):
+def test_another_encoding_is_refused(folder, spark):
     """Spark alone would put another character for each of these bytes, without a word."""
-    (folder / "movies.csv").write_text(FILES["movies.csv"], encoding=encoding)
-    for read in (check, partial(load, None), partial(data.load_pandas, table="movies")):
-        with pytest.raises(
-            (DataError, AttributeError), match=r"^movies\.csv cannot|read"
-        ) as caught:
-            read(dataset_at(folder))
-    assert "movies.csv cannot be read: 'utf-8' codec" in str(caught.value)
+    (folder / "movies.csv").write_text(FILES["movies.csv"], encoding="latin-1")
+    with pytest.raises(DataError, match=r"^movies\.csv cannot be read: .*UTF8"):
+        load(spark, dataset_at(folder))
 
 
 def test_pandas_and_spark_read_the_same(folder, spark):
@@ -106,121 +83,98 @@ def test_pandas_and_spark_read_the_same(folder, spark):
     dataset = dataset_at(folder)
     assert check(dataset) == (3, 2, 2, 3, 3, 2)
     tables = load(spark, dataset)
-    for table in data.TABLES:
-        frame = data.load_pandas(dataset, table).astype(object)
-        rows = frame.where(frame.notna(), None).itertuples(index=False, name=None)
+    for table in ("ratings", "movies", "tags"):
+        rows = data.load_pandas(dataset, table).itertuples(index=False, name=None)
         assert list(rows) == [tuple(row) for row in getattr(tables, table).collect()]
     assert [row.title for row in tables.movies.collect()][1:] == [
         '"Great Performances" Cats (1998)', "Amélie (2001)"
     ]  # fmt: skip
-    assert tables.links.first().imdbId == "0133093" and tables.tags.first().tag == "None"
-
-
-# --- finding --------------------------------------------------------------------------------------
+    assert tables.tags.first().tag == "None"
+    assert [tuple(row) for row in tables.links.collect()] == [
+        (1, "0133093", 603), (2, "0173714", None), (3, None, 194)
+    ]  # fmt: skip
 
 
 def test_movielens_dir_comes_first_then_the_copy_then_a_download(home, folder, monkeypatch):
     local = home.data_dir / data.NAME
-    monkeypatch.setattr(data, "download", lambda target: Path(shutil.copytree(folder, target)))
-    home = dataclasses.replace(home, allow_download=True)
+    monkeypatch.setattr(data, "download", lambda target: shutil.copytree(folder, target))
+    home = dataclasses.replace(home, movielens_download=True)
     dataset = locate(dataclasses.replace(home, movielens_dir=folder))
-    assert (dataset.path, dataset.source) == (folder, "MOVIELENS_DIR")
-    assert not dataset.checked and dataset.describe().endswith(f"are those of {folder.name}.")
-    for source in ("download", "data/ml-latest-small"):
-        dataset = locate(home)
-        assert (dataset.path, dataset.source) == (local, source)
-    with pytest.raises(DataError, match="MOVIELENS_DIR names a folder that does not exist"):
-        locate(dataclasses.replace(home, movielens_dir=folder / "nowhere"))
+    assert (dataset.path, dataset.source) == (folder, "MOVIELENS_DIR") and not local.exists()
+    assert dataset.describe().endswith(f"are those of {folder.name}.")
+    dataset = locate(home)
+    assert (dataset.path, dataset.source) == (local, "data/ml-latest-small")
     (folder / "links.csv").unlink()
-    with pytest.raises(DataError, match="The folder found by MOVIELENS_DIR lacks a file; wanted"):
-        locate(dataclasses.replace(home, movielens_dir=folder))
+    for path in (folder, folder / "nowhere"):
+        with pytest.raises(DataError, match="MOVIELENS_DIR lacks a file; wanted"):
+            locate(dataclasses.replace(home, movielens_dir=path))
 
 
 def test_offline_gives_the_sample_and_says_why(home, monkeypatch):
     dataset = locate(home)
     assert (dataset.path, dataset.name) == (home.sample_dir, "sample (simulated)")
-    assert dataset.describe() == (
-        "Data: a SIMULATED sample, not MovieLens (no copy found, download switched off). For the "
-        "real release set MOVIELENS_DIR or unpack ml-latest-small into data/."
-    )
-    monkeypatch.setattr(data, "download", partial(download, url="http://127.0.0.1:9/x.zip"))
-    dataset = locate(dataclasses.replace(home, allow_download=True))
+    assert "a SIMULATED sample, not MovieLens (no copy found): set" in dataset.describe()
+    monkeypatch.setattr(data, "URL", "http://127.0.0.1:9/x.zip")
+    dataset = locate(dataclasses.replace(home, movielens_download=True))
     assert dataset.simulated and "Connection refused" in dataset.describe()
 
 
-def test_a_change_in_any_file_is_not_verified(named, folder, monkeypatch):
+def test_a_change_in_any_file_is_not_verified(home, tmp_path, monkeypatch):
+    """The release is found in a folder of the named one, too."""
     monkeypatch.setattr(data, "SHA256", CHECKSUMS)
-    assert named(folder).describe() == (
-        "Data: ml-latest-small, verified by SHA-256 (found by MOVIELENS_DIR)"
-    )
+    folder = write(tmp_path / "Größe 電影" / "ml-20m")
+    home = dataclasses.replace(home, movielens_dir=folder.parent)
+    expected = "Data: ml-latest-small, verified by SHA-256 (found by MOVIELENS_DIR)"
+    assert locate(home).describe() == expected
     for name, text in FILES.items():
         (folder / name).write_text(text + "\n", encoding="utf-8", newline="")
-        assert not named(folder).verified and check(named(folder)).ratings == 3
+        found = locate(home)
+        assert (found.verified, found.name, check(found).ratings) == (False, "ml-20m", 3)
         (folder / name).write_text(text, encoding="utf-8", newline="")
 
 
-def test_a_release_is_found_in_a_folder_of_the_named_one(named, tmp_path):
-    with pytest.raises(DataError, match=r"lacks a file; .* ml-20m, ml-25m"):
-        named(tmp_path)
-    write(tmp_path / "Größe 電影" / "ml-20m")
-    found = named(tmp_path / "Größe 電影")
-    assert found.name == "ml-20m" and check(found).ratings == 3
-
-
 @pytest.mark.parametrize(
-    ("pairs", "why"),
+    ("pairs", "small"),
     [
-        ([(7, movie) for movie in range(1, 40)], "no users and movies have 5 ratings each"),
-        ([(u, m) for u in range(1, 9) for m in range(1, 9)], "every user has rated every movie"),
-        ([(u, m) for u in range(1, 9) for m in range(1, 10) if (u + m) % 9], ""),
+        ([(7, movie) for movie in range(1, 40)], True),
+        ([(u, m) for u in range(1, 9) for m in range(1, 9)], True),
+        ([(u, m) for u in range(1, 9) for m in range(1, 10) if (u + m) % 9], False),
     ],
 )
-def test_a_set_too_small_to_learn_from_makes_way_for_the_sample(home, folder, pairs, why):
+def test_a_set_too_small_to_learn_from_makes_way_for_the_sample(home, folder, pairs, small):
     lines = [f"{user},{movie},3.0,9" for user, movie in pairs]
     (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines))
-    dataset = dataset_at(folder)
-    used = data.for_training(dataset, home)
-    assert why in used.describe() and used.simulated == bool(why) and (why or used == dataset)
-
-
-# --- downloading ----------------------------------------------------------------------------------
+    used = data.for_training(dataset_at(folder), home)
+    assert used.simulated == small == ("my data is too small to learn from" in used.describe())
 
 
 def archive(**changed: str) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for name, text in {**FILES, "../escaped": "", **changed}.items():
+        for name, text in {**FILES, "../../escaped": "", **changed}.items():
             bundle.writestr(f"ml-latest-small/{name}", text)
     return buffer.getvalue()
-
-
-def test_a_download_is_four_files_in_one_step(httpserver, tmp_path):
-    httpserver.expect_request("/x.zip").respond_with_data(archive())
-    target = tmp_path / "store" / "ml-latest-small"
-    fetch = partial(download, target, url=httpserver.url_for("/x.zip"), checksums=CHECKSUMS)
-    with ThreadPoolExecutor(3) as pool:
-        assert [job.result() for job in [pool.submit(fetch) for _ in range(3)]] == [target] * 3
-    assert [path.name for path in target.parent.iterdir()] == ["ml-latest-small"]
-    assert {path.name: path.read_text("utf-8") for path in target.iterdir()} == FILES
 
 
 @pytest.mark.parametrize(
     ("body", "status", "why"),
     [
+        (archive(), 200, ""),
         (archive()[:-40], 200, "not a zip file"),
         (b"<html>Log in to this network</html>", 200, "not a zip file"),
-        (archive(**{"tags.csv": "changed"}), 200, r"tags\.csv has a wrong SHA-256"),
+        (archive(**{"tags.csv": "changed"}), 200, "a wrong SHA-256"),
         (b"", 404, "HTTP Error 404"),
     ],
 )
-def test_a_failed_download_leaves_nothing(httpserver, tmp_path, body, status, why):
+def test_a_failed_download_leaves_nothing(httpserver, home, monkeypatch, body, status, why):
     httpserver.expect_request("/x.zip").respond_with_data(body, status)
-    with pytest.raises(DownloadError, match=f"cannot be fetched .*{why}"):
-        download(tmp_path / "s" / "ml", url=httpserver.url_for("/x.zip"), checksums=CHECKSUMS)
-    assert not list(tmp_path.glob("s/*"))
-
-
-# --- splitting, and the real release --------------------------------------------------------------
+    monkeypatch.setattr(data, "URL", httpserver.url_for("/x.zip"))
+    monkeypatch.setattr(data, "SHA256", CHECKSUMS)
+    before = {path.name for path in home.data_dir.parent.rglob("*")}
+    dataset = locate(dataclasses.replace(home, movielens_download=True))
+    assert dataset.simulated == bool(why) and why in dataset.note
+    after = {path.name for path in home.data_dir.parent.rglob("*")} - before
+    assert after == (set() if why else {"ml-latest-small", "escaped"})
 
 
 def test_a_split_follows_rows_and_seed_alone(spark):
@@ -231,8 +185,7 @@ def test_a_split_follows_rows_and_seed_alone(spark):
         return [sorted((row.userId, row.movieId) for row in frame.collect()) for frame in frames]
 
     expected = pairs(split(many))
-    for changed in (many.repartition(7), many.orderBy("rating", "movieId", ascending=False)):
-        assert pairs(split(changed)) == expected
+    assert pairs(split(many.orderBy("movieId", ascending=False).repartition(7))) == expected
     assert len({pair for part in expected for pair in part}) == sum(map(len, expected)) == 2000
     assert [len(part) / 2000 for part in expected] == pytest.approx([0.6, 0.2, 0.2], abs=0.04)
     assert pairs(split(many, seed=1)) != expected

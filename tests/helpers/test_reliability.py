@@ -59,10 +59,8 @@ def test_a_copy_of_a_lesson_leaves_the_tables_of_the_course(
     sample, settings, tmp_path, monkeypatch
 ):
     project = dataclasses.replace(settings, root=tmp_path)
-    release, table = (
-        dataclasses.replace(sample, verified=True, simulated=False),
-        pd.DataFrame({"a": [1]}),
-    )
+    release = sample._replace(verified=True, simulated=False)
+    table = pd.DataFrame({"a": [1]})
     first = data.save_result(table, "01_x", release, project)
     monkeypatch.setenv("KEEP_RESULTS", "1")
     own = data.save_result(table * 2, "01_x", release, project)

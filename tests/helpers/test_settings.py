@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from conftest import ROOT
-from helpers.settings import Settings, SettingsError, find_root
+from helpers.settings import Settings, SettingsError
 
 KEY = "sk-Se+cret/0123456789=="
 
@@ -14,40 +14,31 @@ def read(**env: str) -> Settings:
     return Settings.from_env({"HELPERS_HOME": str(ROOT)} | env)
 
 
-@pytest.mark.parametrize("text", [f"{KEY}\n", f'"{KEY}"', f" '{KEY}'"])
-def test_a_key_with_something_around_it_is_the_key(text):
-    assert read(OPENAI_API_KEY=text).llm_api_key == KEY
-
-
-@pytest.mark.parametrize("text", ["", '""', "k", "none", "sk-no-key-required"])
-def test_short_and_made_up_keys_of_local_servers_pass(text):
-    assert read(OPENAI_API_KEY=text).llm_api_key == (text.strip('"') or None)
-
-
-@pytest.mark.parametrize("text", ["sk—abc", "sk-ab\nc", "sk ab"])
-def test_a_key_that_cannot_be_one_is_named_and_never_shown(text):
-    with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY [^\n]+\.$") as caught:
-        read(OPENAI_API_KEY=text)
-    assert text not in str(caught.value) and "sk" not in str(caught.value)
+@pytest.mark.parametrize("key", [KEY, "k", "none", "sk-no-key-required"])
+@pytest.mark.parametrize("around", ["{}\n", '"{}"', " '{}'"])
+def test_a_key_with_something_around_it_is_the_key(key, around):
+    assert read(OPENAI_API_KEY=around.format(key)).llm_api_key == key
+    assert read(OPENAI_API_KEY='""').llm_api_key is None
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("LLM_MODE", KEY), ("LLM_MAX_TOKENS", KEY), ("SPARK_PARTITIONS", "2.5"),
-     ("LLM_TIMEOUT_S", "-7"), ("LLM_PRICE_IN", "inf"),
-    ("OPENAI_BASE_URL", "ftp://me:cret@host"),  # pragma: allowlist secret
+     ("LLM_TIMEOUT_S", "-7"), ("MOVIELENS_DOWNLOAD", "perhaps"), ("OPENAI_API_KEY", "sk—abc"),
+     ("OPENAI_API_KEY", "sk-ab\nc"), ("OPENAI_BASE_URL", "ftp://host"),
+     ("OPENAI_BASE_URL", "https://me:cret@host/v1"),  # pragma: allowlist secret
      ("OPENAI_BASE_URL", "http://:8000/v1"), ("OPENAI_BASE_URL", "localhost:8000")],
 )  # fmt: skip
 def test_what_a_variable_cannot_hold_is_named_without_its_value(name, value):
-    with pytest.raises(SettingsError, match=f"^{name} ") as caught:
+    with pytest.raises(SettingsError, match=rf"^{name} [^\n]+\.$") as caught:
         read(**{name: value})
-    assert not any(part in str(caught.value) for part in ("cret", "2.5", "-7", "inf"))
+    assert not any(part in str(caught.value) for part in ("cret", "2.5", "-7", "perhaps", "sk"))
 
 
 def test_a_variable_is_read_as_its_type_and_has_a_default():
     settings = read(SPARK_PARTITIONS="3", LLM_PRICE_IN="0.5", MOVIELENS_DOWNLOAD="No", ROOT="/x")
     assert (settings.spark_partitions, settings.llm_price_in) == (3, 0.5)
-    assert settings.allow_download is False and settings.root == find_root()
+    assert settings.movielens_download is False and settings.root == ROOT
     assert (read().llm_reply_tokens, read().spark_master, read().llm_mode) == (
         4000, "local[*]", "auto"
     )  # fmt: skip
@@ -70,11 +61,7 @@ def test_an_address_is_repaired(text, address):
 
 
 def test_secrets_leave_a_text_and_a_repr():
-    settings = read(
-        OPENAI_API_KEY=KEY,
-        OPENAI_BASE_URL="https://me:S3cret@host.example/v1",  # pragma: allowlist secret
-        SPARK_REMOTE="sc://host:15002/;token=T0ken;use_ssl=true",
-    )
-    assert settings.scrub(f"bad {KEY}, S3cret") == "bad [key], [key]"
-    assert not any(secret in repr(settings) for secret in (KEY, "S3cret", "T0ken"))
+    settings = read(OPENAI_API_KEY=KEY, SPARK_REMOTE="sc://host:15002/;token=T0ken;use_ssl=true")
+    assert settings.scrub(f"bad {KEY}, fine") == "bad [key], fine"
+    assert not any(secret in repr(settings) for secret in (KEY, "T0ken"))
     assert Settings(root=ROOT, llm_api_key="k").scrub("ok, key k") == "ok, key [key]"

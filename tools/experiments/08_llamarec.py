@@ -12,6 +12,7 @@ is one.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ import torch
 from tqdm import tqdm
 
 from helpers import data, metrics
-from helpers.releases import sha256
 from helpers.settings import Settings
 from research import llamarec, neural, training
 from research import verbalizer_torch as vt
@@ -226,7 +226,8 @@ def test(work: Experiment, seeds: Sequence[int], stages: Sequence = STAGES) -> p
                 lambda r=requests: llamarec.letter_logs(work.ranker(), r),
             )  # fmt: skip
         for seed in seeds:
-            name = f"{stage} {retriever} LoRA {seed} {sha256(work.weights(seed))[:8]}"
+            weights = hashlib.sha256(work.weights(seed).read_bytes()).hexdigest()[:8]
+            name = f"{stage} {retriever} LoRA {seed} {weights}"
             ways["LoRA", seed] = kept(
                 work.folder / f"{name}.npz", name, requests,
                 lambda r=requests, s=seed: llamarec.letter_logs(adapted(s), r),

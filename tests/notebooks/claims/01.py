@@ -9,7 +9,7 @@ assert stars.index.min() >= 0.5 and stars.index.max() <= 5 and stars.sum() == n_
 assert so_far[half_at - 1] >= 0.5 > so_far[max(half_at - 2, 0)] or half_at == 1
 assert mine["rating"].is_monotonic_decreasing and abs(mine["deviation"].mean()) < 1e-6
 assert by_genre.sum() >= n_movies and by_genre.index.is_unique
-if dataset.checked:
+if dataset.verified or dataset.simulated:
     assert common < 0.9 * min(sizes[0], n_ratings)  # another partitioning, another split
     assert (users["ratings"] >= 20).all() and one_day > 0
     assert years.isna().sum() < 0.01 * n_movies and by_year.index.min() >= 1900

@@ -3,7 +3,7 @@ assert len(grid.table) == len(RANKS) * len(REGS) and np.isfinite(grid.table.vali
 assert abs(best_als["validation"] - grid.table.validation_rmse.min()) < 1e-4
 assert 0 <= n_kept <= n_all == sizes[1]
 kept_errors = result["warm_rows"]
-if dataset.checked:
+if dataset.verified or dataset.simulated:
     assert best_als["train"] < best_als["validation"] < mean_rmse
     assert abs(best_als["validation"] - best_als["test"]) < 0.05
     assert kept_errors["plain ALS"] < kept_errors["global mean"]
