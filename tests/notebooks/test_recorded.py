@@ -20,10 +20,10 @@ script = importlib.import_module("05_replies")
 
 
 @pytest.fixture
-def offline(tmp_path, monkeypatch):
-    """Settings that see the committed replies only, with the results of notebooks 02 and 03."""
+def prepared(monkeypatch):
+    """Makes the results of notebooks 02 and 03 where they are missing."""
 
-    def make(which: str) -> Settings:
+    def make(which: str) -> None:
         if which == "sample":
             monkeypatch.delenv("MOVIELENS_DIR", raising=False)
         settings = Settings.from_env()
@@ -32,18 +32,17 @@ def offline(tmp_path, monkeypatch):
                 for number in ("02", "03"):  # only a run of this test alone comes here
                     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
                     course.execute(path, progress=False)
-        return settings
 
     return make
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["sample", "real"])
-def test_the_notebooks_ask_every_user_what_is_recorded(which, offline, request, monkeypatch):
+def test_the_notebooks_ask_every_user_what_is_recorded(which, prepared, request, monkeypatch):
     """No reply is missing, and none answers a prompt that is gone."""
     if which == "real":
         request.getfixturevalue("real")
-    offline(which)
+    prepared(which)
     monkeypatch.setenv("LLM_MODE", "recorded")
     ask, outcomes = llm.ask, {}
 

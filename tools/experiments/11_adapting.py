@@ -80,7 +80,7 @@ def asking(course: Course, stage: str, task: str) -> Asked:
 
 
 def placed(asked: Asked, rows: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Return where the right answer stands after ties, its loss, and how likely the first is."""
+    """Return the right answer's place (ties stand before it), its loss, and P(first answer)."""
     labels = [worded(question).label or 0 for question in asked.values()]
     pairs = list(zip(rows, labels, strict=True))
     facts = [((row >= row[label]).sum(), -row[label], np.exp(row[0])) for row, label in pairs]
