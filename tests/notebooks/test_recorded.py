@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
+import importlib
 import json
-import sys
+from collections import Counter
 
 import course
 import nbformat
@@ -17,23 +16,14 @@ from helpers.data import locate, result_path
 from helpers.settings import Settings
 
 REPLIES = ROOT / "data" / "replies"
-
-
-def load_collect():
-    spec = importlib.util.spec_from_file_location(
-        "collect", ROOT / "tools" / "experiments" / "05_replies.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["collect"] = module  # where its data classes look for their module
-    spec.loader.exec_module(module)
-    return module
+script = importlib.import_module("05_replies")
 
 
 @pytest.fixture
-def offline(tmp_path, monkeypatch):
-    """Settings that see the committed replies only, with the results of notebooks 02 and 03."""
+def prepared(monkeypatch):
+    """Makes the results of notebooks 02 and 03 where they are missing."""
 
-    def make(which: str) -> Settings:
+    def make(which: str) -> None:
         if which == "sample":
             monkeypatch.delenv("MOVIELENS_DIR", raising=False)
         settings = Settings.from_env()
@@ -42,73 +32,48 @@ def offline(tmp_path, monkeypatch):
                 for number in ("02", "03"):  # only a run of this test alone comes here
                     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
                     course.execute(path, progress=False)
-        return settings
 
     return make
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["sample", "real"])
-def test_every_user_has_all_four_replies(which, offline, request, monkeypatch):
-    if which == "real":
-        request.getfixturevalue("real")
-    settings, collect = offline(which), load_collect()
-    asked_keys = []
-    store = llm.CommittedStore(REPLIES)
-
-    def ask(client, messages, *, schema=None, **options):
-        body = {"messages": messages}
-        if schema is not None:
-            body["response_format"] = llm.response_format(schema)
-        asked_keys.append(replies.request_key(body))
-        reply = store.get(asked_keys[-1])
-        assert reply is not None, messages[-1]["content"][:200]
-        return llm.Outcome(reply.response["choices"][0]["message"]["content"], "ok")
-
-    monkeypatch.setattr(collect.llm, "ask", ask)
-    monkeypatch.setattr(collect.llm, "connect", lambda settings: None)
-    asked = collect.collect(locate(settings), dataclasses.replace(settings, llm_mode="recorded"))
-    users = {one.user for one in asked}
-    assert 12 in users and len(users) >= (6 if which == "sample" else 11)
-    assert len(asked) == 4 * len(users)
-    for one in asked:
-        if one.what == "ranking":
-            assert not ranking.read_ranking(one.outcome.text, 10).failed
-        if one.what == "profile":
-            prompts.Profile.model_validate_json(one.outcome.text)
-    name = "core_sample" if which == "sample" else "core_ml-latest-small"
-    kept = {reply.key for reply in replies.read_jsonl(REPLIES / f"{name}.jsonl")}
-    assert kept == set(asked_keys)  # none is missing, none answers a prompt that is gone
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("which", ["sample", "real"])
-def test_the_workshop_asks_what_is_recorded(which, offline, request, monkeypatch):
+def test_the_notebooks_ask_every_user_what_is_recorded(which, prepared, request, monkeypatch):
     """No reply is missing, and none answers a prompt that is gone."""
     if which == "real":
         request.getfixturevalue("real")
-    name = "sample" if which == "sample" else "ml-latest-small"
-    file = REPLIES / f"workshop_{name}.jsonl"
-    if not file.is_file():
-        pytest.skip("the workshop's replies are not recorded yet")
-    settings, collect, asked_keys = offline(which), load_collect(), set()
+    prepared(which)
     monkeypatch.setenv("LLM_MODE", "recorded")
-    ask = llm.ask
+    ask, outcomes = llm.ask, {}
 
     def noted(client, messages, *, schema=None, letters=0, **options):
         body = {"messages": messages, **options}
         if schema is not None:
             body["response_format"] = llm.response_format(schema)
-        asked_keys.add(replies.request_key(body))
-        return ask(client, messages, schema=schema, letters=letters, **options)
+        outcome = ask(client, messages, schema=schema, letters=letters, **options)
+        outcomes[replies.request_key(body)] = schema and schema.__name__, outcome.text
+        return outcome
 
     monkeypatch.setattr(llm, "ask", noted)
-    users = collect.SAMPLE_USERS if which == "sample" else collect.REAL_USERS
-    for number in collect.FROM_HERE:
-        variants = () if which == "sample" else collect.VARIANTS
-        collect.run_notebook(number, users, settings, variants)
-    assert {reply.key for reply in replies.read_jsonl(file)} <= asked_keys
-    assert len(list(replies.read_jsonl(file))) == (12 if which == "sample" else 121)
+    script.ask(simulated=which == "sample")
+    users = script.SAMPLE_USERS if which == "sample" else script.REAL_USERS
+    name = "sample" if which == "sample" else "ml-latest-small"
+    core, workshop = (
+        {reply.key for reply in replies.read_jsonl(REPLIES / f"{file}_{name}.jsonl")}
+        for file in ("core", "workshop")
+    )
+    assert core | workshop <= set(outcomes)
+    assert len(workshop) == (12 if which == "sample" else 121)
+    assert len(core) == 4 * len(users) and 12 in users
+    kinds = [outcomes[key] for key in core]
+    assert Counter(kind for kind, _ in kinds) == {
+        None: 2 * len(users), "Profile": len(users), "RankingReply": len(users)
+    }  # fmt: skip
+    for kind, text in kinds:
+        if kind == "RankingReply":
+            assert not ranking.read_ranking(text, 10).failed
+        elif kind == "Profile":
+            prompts.Profile.model_validate_json(text)
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import runpy
 import sys
 
 import numpy as np
@@ -14,25 +15,12 @@ from conftest import ROOT
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from helpers.settings import Settings  # noqa: E402
 from research import sequence_models  # noqa: E402
-from research.language_model import LanguageModel  # noqa: E402
+from research.questions import Course  # noqa: E402
 
-
-def script(name: str):
-    """Return a script of tools/experiments as a module."""
-    path = ROOT / "tools" / "experiments" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"experiment_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its data classes look for their module
-    spec.loader.exec_module(module)
-    return module
-
-
-RETRIEVERS, LLAMAREC = script("07_retrievers"), script("08_llamarec")
-WAYS, SCALE = script("11_adapting"), script("14_scale")
-
-
+RETRIEVERS, _, WAYS, SCALE = map(
+    importlib.import_module, ("07_retrievers", "08_llamarec", "11_adapting", "14_scale")
+)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -55,7 +43,8 @@ def test_retrievers_are_recorded_beside_other_rows(tmp_path, monkeypatch):
     tiny = {"dim": 16, "length": 12, "batch": 4, "epochs": 1}
     monkeypatch.setattr(sequence_models, "CHOSEN", dict.fromkeys(sequence_models.MODELS, tiny))
     for model, seed in (("lrurec", 1), ("sasrec", 0), ("lrurec", 1)):
-        RETRIEVERS.main(["--model", model, "--seed", str(seed)])
+        monkeypatch.setattr(sys, "argv", ["", "--model", model, "--seed", str(seed)])
+        runpy.run_path(RETRIEVERS.__file__, run_name="__main__")
     assert not (tmp_path / "data" / "results").exists()  # not the verified release
     (results,) = (tmp_path / "data" / "cache").glob("results/*/07_retrievers.csv")
     got = pd.read_csv(results)
@@ -83,31 +72,28 @@ def test_the_two_recorded_tables_agree():
 
 
 @pytest.fixture(scope="module")
-def work(sample):
-    """The experiment on the sample, with the small model for a base."""
-    work = WAYS.Work(Settings.from_env(), sample)
-    work.__dict__["base"] = LanguageModel(None, None, "no model")
-    return work
+def course(sample):
+    return Course.of(sample, steps=3)
 
 
-def test_every_seed_has_questions_of_its_own_and_all_ways_the_same(work):
+def test_every_seed_has_questions_of_its_own_and_all_ways_the_same(course):
     for tasks in (("rank",), WAYS.MIXED[1:]):
-        first, again, other = (work.training(tasks, seed) for seed in (0, 0, 1))
+        first, again, other = (WAYS.training(course, tasks, seed) for seed in (0, 0, 1))
         assert first == again != other and len(first) == min(WAYS.QUESTIONS, len(first))
         assert {each.task for each in first} == set(tasks)
     held = [way for name, way in WAYS.ways("rank").items() if "rank held out" in name]
     assert held and all("rank" not in way.tasks for way in held)
 
 
-def test_places_count_ties_against_the_model_and_trivial_orders_are_what_they_say(work):
-    asked = work.asked("test", "rank")
+def test_places_count_ties_against_the_model_and_trivial_orders_are_what_they_say(course):
+    asked = WAYS.asking(course, "test", "rank")
     flat = WAYS.placed(asked, [np.zeros(len(q.candidates)) for q in asked.values()])
     assert (flat["place"] == [len(q.candidates) for q in asked.values()]).all()
-    own = WAYS.placed(asked, WAYS.trivial(work, "rank")["retriever's order"])
+    own = WAYS.placed(asked, WAYS.trivial(course, "rank", asked)["retriever's order"])
     own = own.set_index("userId")["place"]
     assert all(own[u] == q.candidates.index(q.truth) + 1 for u, q in asked.items())
-    likes, rows = work.asked("test", "like"), WAYS.trivial(work, "like")
-    known = work.course.protocol.parts.known
+    likes = WAYS.asking(course, "test", "like")
+    rows, known = WAYS.trivial(course, "like", likes), course.protocol.parts.known
     share = (known["rating"] >= 4).groupby(known["userId"]).mean()
     table = WAYS.placed(likes, rows["user's mean"]).set_index("userId")
     assert np.allclose(table["yes"], share[table.index].clip(1e-9), atol=1e-6)
@@ -136,4 +122,4 @@ def test_a_step_is_measured():
     (row,) = clock.rows
     assert row["step"] == "hold" and 0 < row["seconds"] < 20
     assert row["peak_mb"] > 80 and row["cpu_s"] >= 0
-    clock.memory.stop()
+    clock.stop()

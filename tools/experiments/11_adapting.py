@@ -5,27 +5,26 @@ tasks in every way, with the same questions, three times. Rates are chosen on va
 stopped and goes on where it was; an hour on one CPU thread. ``--base``: pretrain the small model.
 """
 
-from __future__ import annotations
-
 import argparse
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from experiment import begin, save
+from tqdm import tqdm
 
-from helpers import data
-from helpers.settings import Settings
 from research import adapting, questions
-from research.adapting import CrossEncoder, Model, scores_after
+from research.adapting import CrossEncoder, Model
 from research.language_model import Prompt, Schedule, save_adapter, teach
-from research.questions import LIKED, Course, Question, about_genre, beside, short, worded
+from research.questions import LIKED, Course, Question, beside, short, worded
 from research.training import kept_rows
 
-STEPS = 3  # the last items of each training history, which training questions ask about
+COMMAND = "python tools/experiments/11_adapting.py"
 QUESTIONS = 96  # that each training reads, once
 SHOTS = (1, 4, 8)
 SEEDS = (0, 1, 2)
@@ -33,19 +32,19 @@ TESTED = {"rank": None, "like": 150}  # test users, drawn at random; None: all t
 CHECKED = 60  # validation users
 RATES = {"soft": (1e-2, 5e-2), "lora": (1e-3, 3e-3), "cross": (5e-5, 2e-4)}
 MIXED = ("rank", "like", "rate", "genre")
+Asked = dict[int, Question]
 
 
-@dataclass(frozen=True)
-class Way:
-    """A way to train: its rates, the loss, and the tasks that its questions are about."""
+class Way(NamedTuple):
+    """A kind of training, among what its loss compares, and the tasks of its questions."""
 
     kind: str
     among: str
     tasks: tuple[str, ...]
 
-    def form(self, question: Question) -> Prompt:
-        """Return the prompt of a question."""
-        return beside(question) if self.kind == "cross" else worded(question)
+    def prompts(self, asked: Iterable[Question]) -> list[Prompt]:
+        """Return the prompts of questions."""
+        return [beside(each) if self.kind == "cross" else worded(each) for each in asked]
 
 
 def ways(task: str) -> dict[str, Way]:
@@ -60,210 +59,158 @@ def ways(task: str) -> dict[str, Way]:
     return found | {"cross-encoder": Way("cross", "answers", (task,))}
 
 
-@dataclass(frozen=True)
-class Work:
-    """The data, the base model and the questions that all ways share."""
-
-    settings: Settings
-    dataset: data.Dataset
-
-    @cached_property
-    def course(self) -> Course:
-        return Course.of(self.dataset, STEPS)
-
-    @cached_property
-    def base(self) -> Model:
-        return Model.load(self.settings)
-
-    def training(self, tasks: Sequence[str], seed: int) -> list[Question]:
-        """Return ``QUESTIONS`` questions, the same number of each task, in a random order."""
-        random = np.random.default_rng(seed)
-        asked = []
-        for place, task in enumerate(tasks):
-            pool = self.course.train["like" if task == "genre" else task]
-            count = len(range(place, QUESTIONS, len(tasks)))
-            for i in random.permutation(len(pool))[:count]:
-                one = short(pool[i], random)
-                asked.append(about_genre(one, self.course, random) if task == "genre" else one)
-        return [asked[i] for i in random.permutation(len(asked))]
-
-    def asked(self, stage: str, task: str) -> dict[int, Question]:
-        """Return the questions of ``validation`` or ``test`` by user, always the same."""
-        pool: dict[int, Question] = getattr(self.course, stage)[task]
-        random = np.random.default_rng(0)
-        n = CHECKED if stage == "validation" else TESTED[task] or len(pool)
-        users = sorted(random.permutation(sorted(pool))[:n].tolist())
-        return {user: short(pool[user], random) for user in users}
-
-    def kept(self, name: str, asked: dict[int, Question], answer: Callable) -> pd.DataFrame:
-        """Return a row per user from the answers of ``answer()``, or of the cache if it has them.
-
-        ``answer`` returns how many numbers were trained, and the log-probabilities of each prompt.
-        """
-
-        def compute() -> dict[str, np.ndarray]:
-            trained, rows = answer()
-            return {"rows": np.array(rows), "trained": np.array(trained)}
-
-        found = kept_rows(self.settings.cache_dir / "adapting" / f"{name}.npz", compute)
-        table = placed(asked, found["rows"]).assign(trained=int(found["trained"]))
-        print(f"{name}: place {table['place'].mean():.2f}, loss {table['loss'].mean():.3f}, "
-              f"{time.process_time() / 60:.0f} minutes", flush=True)  # fmt: skip
-        return table
-
-    def trained(self, way: Way, rate: float, seed: int) -> Model:
-        """Return the trained model; its state is kept."""
-        make = {"cross": lambda: CrossEncoder.packaged(seed),
-                "soft": lambda: self.base.with_soft_prompt(seed=seed),
-                "lora": lambda: self.base.clone().with_lora(seed=seed)}  # fmt: skip
-        model = make[way.kind]()
-        prompts = [way.form(question) for question in self.training(way.tasks, seed)]
-        how = Schedule(rate, 4, 5, seed, 4, way.among)
-        name = f"{way.kind}, {way.among}, {' '.join(way.tasks)}, {rate}, seed {seed}"
-        path = self.settings.cache_dir / "adapting" / f"{name}.pt"
-        for done, loss in teach(model, prompts, how, path=path):
-            if done % 32 == 0:
-                print(f"  {name}: {done} questions, loss {loss:.3f}", flush=True)
-        return model
-
-    def answers(self, model: Model, prompts: Sequence[Prompt]) -> tuple[int, list[np.ndarray]]:
-        """Return how many numbers of the model were trained, and its answers."""
-        with torch.autocast(model.device.type, torch.bfloat16):
-            rows = model.scores(prompts, 8)
-        return 0 if model is self.base else model.parameters()[0], rows
-
-    def measured(self, way: Way, rate: float, seed: int, stage: str, task: str) -> pd.DataFrame:
-        """Train, unless it is done, and answer the questions of a stage."""
-        asked = self.asked(stage, task)
-        prompts = [way.form(question) for question in asked.values()]
-        name = f"{stage} {task}, {way.kind}, {way.among}, {' '.join(way.tasks)}, {rate}, {seed}"
-        return self.kept(
-            name, asked, lambda: self.answers(self.trained(way, rate, seed), prompts)
-        ).assign(rate=rate)
-
-    @cached_property
-    def rates(self) -> dict[str, float]:
-        """Return each kind's rate with the lowest validation loss in ranking, with seed 0."""
-        chosen = {}
-        for kind, rates in RATES.items():
-            way = next(each for each in ways("rank").values() if each.kind == kind)
-            loss = [self.measured(way, r, 0, "validation", "rank")["loss"].mean() for r in rates]
-            chosen[kind] = rates[int(np.argmin(loss))]
-        return chosen
+def training(course: Course, tasks: Sequence[str], seed: int) -> list[Question]:
+    """Return ``QUESTIONS`` questions, the same number of each task, in a random order."""
+    random, drawn = np.random.default_rng(seed), []
+    for place, task in enumerate(tasks):
+        pool = course.train["like" if task == "genre" else task]
+        for i in random.permutation(len(pool))[: len(range(place, QUESTIONS, len(tasks)))]:
+            drawn.append(short(pool[i], random))
+            if task == "genre":
+                drawn[-1] = questions.about_genre(drawn[-1], course, random)
+    return [drawn[i] for i in random.permutation(len(drawn))]
 
 
-def placed(asked: dict[int, Question], rows: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Return ``userId``, the right answer's ``label``, place (ties stand before it) and loss.
+def asking(course: Course, stage: str, task: str) -> Asked:
+    """Return the questions of ``validation`` or ``test`` by user, always the same."""
+    pool, random = getattr(course, stage)[task], np.random.default_rng(0)
+    n = CHECKED if stage == "validation" else TESTED[task]
+    users = sorted(random.permutation(sorted(pool))[:n].tolist())
+    return {user: short(pool[user], random) for user in users}
 
-    ``yes`` is the probability of the first answer.
-    """
+
+def placed(asked: Asked, rows: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Return the right answer's place (ties stand before it), its loss, and P(first answer)."""
     labels = [worded(question).label or 0 for question in asked.values()]
-    table = pd.DataFrame({"userId": list(asked), "label": labels})
     pairs = list(zip(rows, labels, strict=True))
-    table["place"] = [int((row >= row[label]).sum()) for row, label in pairs]
-    return table.assign(loss=[-row[label] for row, label in pairs],
-                        yes=[np.exp(row[0]) for row, _ in pairs])  # fmt: skip
+    facts = [((row >= row[label]).sum(), -row[label], np.exp(row[0])) for row, label in pairs]
+    table = pd.DataFrame(facts, columns=["place", "loss", "yes"])
+    return table.assign(userId=list(asked), label=labels, trained=0)
 
 
-def untrained(work: Work, task: str) -> dict[str, pd.DataFrame]:
+def trivial(course: Course, task: str, asked: Asked) -> dict[str, list[np.ndarray]]:
+    """Return the scores of the answers in the orders that ask no language model."""
+    known = course.protocol.parts.known
+    titles, liked = known["movieId"].map(course.titles), known["rating"] >= LIKED
+    count, whole = titles.value_counts(), liked.mean()
+    if task == "rank":
+        pools = [question.candidates for question in asked.values()]
+        counts = [count.reindex(pool, fill_value=0).to_numpy() for pool in pools]
+        return {"popularity": counts, "retriever's order": [-np.arange(len(p)) for p in pools]}
+    by_user = liked.groupby(known["userId"]).mean()
+    by_movie = (liked.groupby(titles).sum() + 5 * whole) / (count + 5)
+    share = np.mean([float(question.truth or 0) >= LIKED for question in course.train["like"]])
+    yes = {
+        "always the majority's answer": [share] * len(asked),
+        "user's mean": by_user[list(asked)],
+        "movie's mean": [by_movie.get(question.item, whole) for question in asked.values()],
+    }
+    return {way: [np.log(np.clip([p, 1 - p], 1e-9, 1)) for p in yes[way]] for way in yes}
+
+
+def untrained(course: Course, task: str, asked: Asked, base: Model) -> dict[str, list[np.ndarray]]:
     """Return the answers of the base model to three wordings, and after 1, 4 and 8 examples.
 
     Each user sees one of three sets of examples, the first that holds no question of their own.
     """
-    asked, found = work.asked("test", task), {}
+    pool, owners = course.train[task], np.array(course.train_users[task])
+    sets = np.random.default_rng(0).permutation(len(pool))[: 3 * max(SHOTS)].reshape(3, -1)
+    turns = {user: np.roll(range(3), -(i % 3)) for i, user in enumerate(asked)}
+    of = {u: next(s for s in turn if u not in owners[sets[s]]) for u, turn in turns.items()}
+    found = {}
     for wording in questions.WORDINGS:
         prompts = [worded(question, wording) for question in asked.values()]
-        found[f"zero-shot, {wording}"] = work.kept(
-            f"test {task}, zero-shot {wording}", asked, lambda p=prompts: work.answers(work.base, p)
-        )
-    random = np.random.default_rng(0)
-    pool, owners = work.course.train[task], work.course.train_users[task]
-    sets = random.permutation(len(pool))[: 3 * max(SHOTS)].reshape(3, -1)
-    of = [next(s for s in np.roll(range(3), -(i % 3)) if u not in {owners[j] for j in sets[s]})
-          for i, u in enumerate(asked)]  # fmt: skip
-
-    def after(count: int) -> tuple[int, list[np.ndarray]]:
-        rows: dict[int, np.ndarray] = {}
-        for each, places in enumerate(sets):
-            examples = [short(pool[i], np.random.default_rng(0)) for i in places[:count]]
-            mine = [user for user, own in zip(asked, of, strict=True) if own == each]
-            prompts = [worded(asked[user]) for user in mine]
-            with torch.autocast(work.base.device.type, torch.bfloat16):
-                shown = questions.shown(examples)
-                rows |= zip(mine, scores_after(work.base, shown, prompts), strict=True)
-        return 0, [rows[user] for user in asked]
-
+        found[f"zero-shot, {wording}"] = base.scores(prompts, 8)
     for count in SHOTS:
-        found[f"{count} examples in context"] = work.kept(
-            f"test {task}, {count} examples", asked, lambda n=count: after(n)
-        )
+        rows: dict[int, np.ndarray] = {}
+        for number, places in enumerate(sets):
+            examples = [short(pool[i], np.random.default_rng(0)) for i in places[:count]]
+            mine = [user for user in asked if of[user] == number]
+            prompts, before = [worded(asked[user]) for user in mine], questions.shown(examples)
+            rows |= zip(mine, adapting.scores_after(base, before, prompts), strict=True)
+        found[f"{count} examples in context"] = [rows[user] for user in asked]
     return found
 
 
-def trivial(work: Work, task: str) -> dict[str, list[np.ndarray]]:
-    """Return each user's scores of the answers in the orders that ask no language model."""
-    asked, known = work.asked("test", task), work.course.protocol.parts.known
-    titles, liked = known["movieId"].map(work.course.titles), known["rating"] >= LIKED
-    count, whole = titles.value_counts(), liked.mean()
-    if task == "rank":
-        pools = [question.candidates for question in asked.values()]
-        return {
-            "popularity": [np.array([float(count.get(t, 0)) for t in pool]) for pool in pools],
-            "retriever's order": [-np.arange(len(pool) * 1.0) for pool in pools],
-        }
-    by_user = liked.groupby(known["userId"]).mean()
-    by_movie = (liked.groupby(titles).sum() + 5 * whole) / (count + 5)
-    share = np.mean([float(q.truth or 0) >= LIKED for q in work.course.train["like"]])
-    yes = {
-        "always the majority's answer": [share] * len(asked),
-        "user's mean": [by_user[user] for user in asked],
-        "movie's mean": [by_movie.get(q.item, whole) for q in asked.values()],
-    }
-    return {name: [np.log([max(p, 1e-9), max(1 - p, 1e-9)]) for p in each]
-            for name, each in yes.items()}  # fmt: skip
+@dataclass
+class Trainer:
+    """Trains models and asks them; what is done is kept in ``folder``."""
 
+    course: Course
+    base: Model
+    folder: Path
 
-def main() -> None:
-    """Ask, adapt and test in every way, seed after seed, and save what there is after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", action="store_true", help="pretrain the small model, no more")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # the number of threads decides the last bits
-    settings = Settings.from_env()
-    work = Work(settings, data.locate(settings))
-    print(work.dataset.describe(), flush=True)
-    if options.base:
-        course = Course.of(work.dataset)
-        small = adapting.small(course)
-        adapting.pretrain(small, course, adapting.EPOCHS)
-        command = "python tools/experiments/11_adapting.py --base"
-        folder = settings.data_dir if work.dataset.verified else settings.cache_dir
-        adapting.save_base(small, folder / "weights" / "adapting_base.safetensors", command)
-        return
-    tables = []
-    for task in TESTED:
-        found = {way: placed(work.asked("test", task), rows).assign(trained=0, loss=np.nan)
-                 for way, rows in trivial(work, task).items()} | untrained(work, task)  # fmt: skip
-        tables += [rows.assign(task=task, way=way, seed=-1) for way, rows in found.items()]
-    plan = [(seed, task, *each) for seed in SEEDS for task in TESTED for each in ways(task).items()]
-    plan.sort(key=lambda each: (each[0] > 0 and len(each[3].tasks) > 1, each[0]))
-    for seed, task, name, way in plan:  # further seeds of instruction tuning come last
-        rows = work.measured(way, work.rates[way.kind], seed, "test", task)
-        tables.append(rows.assign(task=task, way=name, seed=seed))
-        table = pd.concat(tables)
-        table["yes"] = table["yes"].where(table["task"] == "like")
-        users = ["task", "way", "seed", "userId", "label", "place", "yes"]
-        data.save_result(table[users].round(4), "11_users", work.dataset, settings)
-        facts = table.groupby(["task", "way", "seed"], sort=False).agg(
-            trained=("trained", "first"), rate=("rate", "first"), users=("userId", "size"),
-            place=("place", "mean"), loss=("loss", "mean"),
-        )  # fmt: skip
-        data.save_result(facts.reset_index(), "11_adapting", work.dataset, settings)
-        if (seed, task, name) == (0, "rank", "LoRA, task loss"):  # for the notebook
-            command = "python tools/experiments/11_adapting.py"
-            path = settings.data_dir / "weights" / "adapting_lora.safetensors"
-            save_adapter(work.trained(way, work.rates["lora"], 0), path, command)
+    def trained(self, way: Way, rate: float, seed: int) -> Model:
+        """Return the trained model."""
+        if way.kind == "cross":
+            model = CrossEncoder.packaged(seed)
+        elif way.kind == "soft":
+            model = self.base.with_soft_prompt(seed=seed)
+        else:
+            model = self.base.clone().with_lora(seed=seed)
+        prompts = way.prompts(training(self.course, way.tasks, seed))
+        how, path = (
+            Schedule(rate, 4, 5, seed, 4, way.among),
+            self.folder / f"{way} {rate} {seed}.pt",
+        )
+        list(tqdm(teach(model, prompts, how, path=path), path.stem, mininterval=30))
+        return model
+
+    def answers(self, stage: str, task: str, way: Way, rate: float, seed: int) -> pd.DataFrame:
+        """Return a row for each user of a stage."""
+
+        def compute() -> dict:
+            asked, model = asking(self.course, stage, task), self.trained(way, rate, seed)
+            with torch.autocast(model.device.type, torch.bfloat16):
+                rows = model.scores(way.prompts(asked.values()), 8)
+            return dict(placed(asked, rows).assign(trained=model.parameters()[0]))
+
+        path = self.folder / f"{stage} {task} {way} {rate} {seed}.npz"
+        return pd.DataFrame(kept_rows(path, compute))
+
+    def rate(self, kind: str) -> float:
+        """Return the rate with the lowest validation loss in ranking, with seed 0."""
+        way = next(each for each in ways("rank").values() if each.kind == kind)
+        tried = [self.answers("validation", "rank", way, rate, 0) for rate in RATES[kind]]
+        return RATES[kind][int(np.argmin([rows.loss.mean() for rows in tried]))]
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", action="store_true", help="pretrain the small model, no more")
+    options, notebook = parser.parse_args(), begin("11", "adapting_base")
+    settings, course, tables = notebook.settings, notebook.course, []
+    if options.base:
+        course = Course.of(notebook.dataset)
+        small = adapting.small(course)
+        adapting.pretrain(small, course, adapting.EPOCHS)
+        folder = settings.data_dir if notebook.dataset.verified else settings.cache_dir
+        path = folder / "weights" / "adapting_base.safetensors"
+        adapting.save_base(small, path, f"{COMMAND} --base")
+        sys.exit()
+    trainer = Trainer(course, Model.load(settings), settings.cache_dir / "adapting")
+    for task in TESTED:
+        asked = asking(course, "test", task)
+        quiet = trivial(course, task, asked)
+        with torch.autocast(trainer.base.device.type, torch.bfloat16):
+            found = quiet | untrained(course, task, asked, trainer.base)
+        for way, rows in found.items():
+            table = placed(asked, rows).assign(task=task, way=way, seed=-1, rate=np.nan)
+            tables.append(table.assign(loss=np.nan) if way in quiet else table)
+    plan = [(seed, task, *each) for seed in SEEDS for task in TESTED for each in ways(task).items()]
+    plan.sort(key=lambda each: (each[0] > 0 and len(each[3].tasks) > 1, each[0]))
+    rates = {kind: trainer.rate(kind) for kind in RATES}
+    for seed, task, name, way in plan:  # further seeds of instruction tuning come last
+        rate = rates[way.kind]
+        table = trainer.answers("test", task, way, rate, seed)
+        tables.append(table.assign(task=task, way=name, seed=seed, rate=rate))
+        print(task, name, seed, f"place {table.place.mean():.2f}", flush=True)
+    table = pd.concat(tables)
+    table["yes"] = table["yes"].where(table["task"] == "like")
+    users = ["task", "way", "seed", "userId", "label", "place", "yes"]
+    save(table[users].round(4), "11_users")
+    how = {"trained": "first", "rate": "first", "userId": "size", "place": "mean", "loss": "mean"}
+    facts = table.groupby(users[:3], sort=False).agg(how).rename(columns={"userId": "users"})
+    save(facts.reset_index(), "11_adapting")
+    lora = trainer.trained(ways("rank")["LoRA, task loss"], rates["lora"], 0)
+    save_adapter(lora, settings.data_dir / "weights" / "adapting_lora.safetensors", COMMAND)

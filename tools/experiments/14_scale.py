@@ -6,8 +6,6 @@ is one ALS fit, `top 100` writes the best unseen movies of every user; `start` i
 exact solves and with conjugate gradients. Each run is a process of its own.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -30,53 +28,50 @@ sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tools")]
 from benchmarks import save  # noqa: E402
 from peak_memory import PeakMemory  # noqa: E402
 
-SIZES = (100_000, 1_000_000, 10_000_000, 32_000_000)
+SIZES = {100_000: "1g", 1_000_000: "2g", 10_000_000: "4g", 32_000_000: "8g"}
+"""Ratings, and the heap of Spark's driver."""
 GRID = [(rank, reg) for rank in (8, 16) for reg in (0.05, 0.2)]
+COLUMNS = ["userId", "movieId", "rating"]
 ALPHA = 10.0
 CORES = psutil.cpu_count() or 1
 
 
-def processor_seconds() -> float:
-    """Return what this process and those that it started have used."""
-    me = psutil.Process()
-    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
-    return sum(used.user + used.system for used in times)
-
-
-class Clock:
-    """Measures named steps: seconds, processor seconds, and the peak of memory (MiB)."""
+class Clock(PeakMemory):
+    """Measures steps of this process and those it starts; the peak of memory is in MiB."""
 
     def __init__(self) -> None:
-        self.memory = PeakMemory(os.getpid(), itself=True)
-        self.memory.start()
+        super().__init__(os.getpid(), itself=True)
         self.rows: list[dict] = []
+        self.start()
+
+    def processor_seconds(self) -> float:
+        family = [self.process, *self.process.children(recursive=True)]
+        return sum(sum(process.cpu_times()[:2]) for process in family)  # user and system
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Time what is inside."""
-        self.memory.peak_mb, wall, used = 0.0, time.perf_counter(), processor_seconds()
+        self.peak_mb, wall, used = 0.0, time.perf_counter(), self.processor_seconds()
         yield
         row = {"step": name, "seconds": time.perf_counter() - wall}
-        row["cpu_s"] = processor_seconds() - used
+        row["cpu_s"] = self.processor_seconds() - used
         time.sleep(0.5)  # until memory is sampled once more
-        self.rows.append(row | {"peak_mb": self.memory.peak_mb})
+        self.rows.append(row | {"peak_mb": self.peak_mb})
+
+    def spark(self):
+        """Return a session; its imports and JVM are the step `start`."""
+        with self.step("start"):
+            from helpers.spark import get_spark
+
+            return get_spark()
 
 
-def start_spark(clock: Clock):
-    """Return a session; its imports and JVM are the step `start`."""
-    with clock.step("start"):
-        from helpers.spark import get_spark
-
-        return get_spark()
-
-
-def scale(folder: Path, ratings: int) -> list[dict]:
+def scale(folder: Path, ratings: int, blocks: int) -> list[dict]:
     """Load, fit and rank one size."""
     from research import synthetic
 
-    shape = synthetic.write(folder / "data", ratings, formats=("csv",))
-    clock, blocks = Clock(), int(os.environ["SPARK_PARTITIONS"])
-    spark = start_spark(clock)
+    shape, clock = synthetic.write(folder / "data", ratings, formats=("csv",)), Clock()
+    spark = clock.spark()
     from helpers import als, data
     from research import parquet, spark_lists
 
@@ -86,7 +81,7 @@ def scale(folder: Path, ratings: int) -> list[dict]:
         parquet.write_folder(tables, folder / "stored", buckets=blocks)
     with clock.step("fit"):
         stored = parquet.read_table(spark, folder / "stored", "ratings", data.SCHEMAS["ratings"])
-        table = stored.select("userId", "movieId", "rating")
+        table = stored.select(*COLUMNS)
         model = als.make_als(10, 0.1, max_iter=10, blocks=blocks).fit(table)
         users, movies = model.userFactors.count(), model.itemFactors.count()
     with clock.step("top 100"):
@@ -97,62 +92,49 @@ def scale(folder: Path, ratings: int) -> list[dict]:
     return [size | row | {"us_per_rating": 1e6 * row["seconds"] / ratings} for row in clock.rows]
 
 
-def made(folder: Path, ratings: int) -> dict:
-    """Make ratings as train.parquet; return how many there are."""
-    from research import synthetic
+def rival(path: Path, library: str, blocks: int) -> list[dict]:
+    """Fit the grid with one library, confidence 1 + alpha * rating; Spark's fits run together."""
+    clock = Clock()
+    if library == "Spark":
+        spark = clock.spark()
+        from helpers import als
 
-    shape = synthetic.write(folder / "data", ratings, formats=("parquet",))
-    table = pd.read_parquet(folder / "data" / "ratings.parquet")
-    table[["userId", "movieId", "rating"]].to_parquet(folder / "train.parquet", index=False)
-    return {"ratings": shape.ratings, "users": shape.users, "movies": shape.movies}
-
-
-def spark_grid(folder: Path, clock: Clock) -> None:
-    """Fit the grid side by side."""
-    spark = start_spark(clock)
-    from helpers import als
-
-    options = {"max_iter": 10, "blocks": int(os.environ["SPARK_PARTITIONS"])}
-    with clock.step("grid"):
-        table = spark.read.parquet(str(folder / "train.parquet")).cache()
-        table.count()
-
-        def fit(cell: tuple[int, float]) -> None:
-            model = als.make_als(*cell, **options, implicit=True, alpha=ALPHA).fit(table)
-            model.userFactors.count()
-
-        with ThreadPoolExecutor(CORES) as pool:
-            list(pool.map(fit, GRID))
-
-
-def implicit_grid(folder: Path, clock: Clock, exact: bool) -> None:
-    """Fit the same grid, confidence 1 + alpha * rating, with implicit."""
+        how = {"max_iter": 10, "blocks": blocks, "implicit": True, "alpha": ALPHA}
+        models = [als.make_als(*cell, **how) for cell in GRID]
+        with clock.step("grid"), ThreadPoolExecutor(CORES) as pool:
+            table = spark.read.parquet(str(path)).select(*COLUMNS).cache()
+            table.count()
+            list(pool.map(lambda model: model.fit(table).userFactors.count(), models))
+        return clock.rows
     with clock.step("start"):
         from implicit.als import AlternatingLeastSquares
         from scipy import sparse
+    how = {"iterations": 10, "num_threads": CORES, "random_state": 0, "alpha": 1.0}
     with clock.step("grid"):
-        table = pd.read_parquet(folder / "train.parquet")
+        table = pd.read_parquet(path, columns=COLUMNS)
         column = np.unique(table["movieId"], return_inverse=True)[1]
         weights = (1 + ALPHA * table["rating"].to_numpy()).astype(np.float32)
         matrix = sparse.csr_matrix((weights, (table["userId"] - 1, column)))
-        options = {"iterations": 10, "num_threads": CORES, "random_state": 0, "use_cg": not exact}
-        for rank, reg in GRID:
-            model = AlternatingLeastSquares(rank, reg, alpha=1.0, **options)
+        for cell in GRID:
+            model = AlternatingLeastSquares(*cell, use_cg=library != "implicit", **how)
             model.fit(matrix, show_progress=False)
+    return clock.rows
 
 
-def rival(folder: Path, library: str) -> list[dict]:
-    """Fit the grid with one library; return its steps."""
-    clock = Clock()
-    if library == "Spark":
-        spark_grid(folder, clock)
-    else:
-        implicit_grid(folder, clock, exact=library == "implicit")
-    return [row | {"library": library} for row in clock.rows]
+def rivals(folder: Path, ratings: int, blocks: int) -> list[dict]:
+    """Fit the grid with each library."""
+    from research import synthetic
+
+    shape = synthetic.write(folder / "data", ratings, formats=("parquet",))
+    rows, size = [], {"ratings": shape.ratings} | vars(shape)
+    for library in ("Spark", "implicit", "implicit (conjugate gradients)"):
+        run = alone(rival, folder / "data" / "ratings.parquet", library, blocks)
+        rows += [size | row | {"library": library} for row in run]
+    return rows
 
 
-def in_process(function: Callable, *arguments: object):
-    """Return a function's value from a fresh process, with the environment as it is now."""
+def alone(function: Callable, *arguments: object) -> list[dict]:
+    """Return a function's rows from a fresh process, with the environment as it is now."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -160,26 +142,14 @@ def in_process(function: Callable, *arguments: object):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rivals", action="store_true", help="Spark beside implicit")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of ratings")
     options = parser.parse_args()
-    name = "14_spark_loses" if options.rivals else "14_scale"
+    file = "14_spark_loses.csv" if options.rivals else "14_scale.csv"
     os.environ |= {"SPARK_MASTER": f"local[{CORES}]", "OPENBLAS_NUM_THREADS": "1"}
-    for ratings in options.sizes:  # partitions and heap grow with them
-        os.environ["SPARK_PARTITIONS"] = str(max(2, round(ratings / 2e6)))
-        memory = 1 if ratings < 1e6 else 2 if ratings < 5e6 else 4 if ratings < 2e7 else 8
-        os.environ["SPARK_DRIVER_MEMORY"] = f"{memory}g"
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            if options.rivals:
-                size = in_process(made, folder, ratings)
-                rows = [
-                    size | row
-                    for library in ("Spark", "implicit", "implicit (conjugate gradients)")
-                    for row in in_process(rival, folder, library)
-                ]
-            else:
-                rows = in_process(scale, folder, ratings)
-        table = pd.DataFrame(rows).round(4)
+    for ratings, memory in SIZES.items():
+        blocks = max(2, round(ratings / 2e6))
+        os.environ |= {"SPARK_PARTITIONS": str(blocks), "SPARK_DRIVER_MEMORY": memory}
+        with tempfile.TemporaryDirectory() as folder:
+            job = (Path(folder), ratings, blocks)
+            table = pd.DataFrame(rivals(*job) if options.rivals else alone(scale, *job)).round(4)
         print(table.to_string(index=False), flush=True)
-        path = Settings.from_env().results_dir / f"{name}.csv"
-        save(table.to_dict("records"), path, "ratings")
+        save(table.to_dict("records"), Settings.from_env().results_dir / file, "ratings")
