@@ -41,7 +41,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat.sign import NotebookNotary
 from tqdm import tqdm
 
-from helpers import data, llm, replies
+from helpers import data, replies
 from helpers.settings import Settings, SettingsError
 from helpers.spark import JavaError, check_java
 from research import scale
@@ -206,11 +206,10 @@ def build(settings: Settings, name: str) -> None:
 
 def forget(settings: Settings) -> None:
     """Forget the replies of live servers, and the requests that found none; records stay."""
-    pending = settings.cache_dir / "pending.jsonl"
-    waiting = len(replies.PendingRequests(pending).all())
-    with replies.LocalStore(settings.cache_dir / "replies.jsonl") as store:
-        stored = store.forget()
-    pending.unlink(missing_ok=True)
+    files = [settings.cache_dir / f"{name}.jsonl" for name in ("replies", "pending")]
+    stored, waiting = (len(replies.LocalStore(file).all()) for file in files)
+    for file in files:
+        file.unlink(missing_ok=True)
     print(f"{stored} stored replies and {waiting} waiting requests are forgotten.")
 
 
@@ -270,20 +269,25 @@ def stamp(settings: Settings) -> None:
 
 def exchange_batch(settings: Settings, action: str, file: Path) -> int | None:
     """Export unanswered requests, import a Batch API output file, or keep uncommitted replies."""
-    noted = replies.PendingRequests(settings.cache_dir / "pending.jsonl").all()
+    noted = replies.LocalStore(settings.cache_dir / "pending.jsonl").all()
     committed = replies.CommittedStore(settings.replies_dir)
-    asked = {replies.request_key(body): body for body in noted}
-    asked = {key: body for key, body in asked.items() if committed.get(key) is None}
+    asked = {one.key: one.request for one in noted if committed.get(one.key) is None}
     with replies.LocalStore(settings.cache_dir / "replies.jsonl") as store:
         if action == "export":
             # A request stays noted after its answer came; it must not be sent and paid again.
-            unanswered = [b for key, b in asked.items() if store.get(key, fault=llm.usable) is None]
+            unanswered = [b for key, b in asked.items() if store.usable(key) is None]
             count = scale.export_batch(unanswered, file, settings.llm_model or "MODEL")
             return print(f"{count} requests written to {file}.")
         if action == "keep":
-            new = [r for r in store.all() if committed.get(r.key) is None]
-            usable = [r for r in new if not llm.usable(r.request, r.response)]
-            return print(f"{replies.write_jsonl(usable, file)} replies written to {file}.")
+            kept = [store.usable(key) for key in sorted({reply.key for reply in store.all()})]
+            records = [
+                {"key": one.key, "request": one.request, "response": one.response}
+                for one in kept
+                if one and committed.get(one.key) is None
+            ]
+            lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) for record in records]
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+            return print(f"{len(lines)} replies written to {file}.")
         report = scale.import_batch(file, asked.values(), store)
     print(report)
     return 1 if report.again else 0

@@ -7,40 +7,31 @@ request, by the small model on this machine, or not at all. Replies are stored; 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, cast
 
 import httpx2
 import openai
+import pandas as pd
 from openai.lib._parsing._completions import type_to_response_format_param
 
-from helpers import answers, local_model, servers
-from helpers.budget import Budget, estimate_tokens, preview  # noqa: F401 (notebooks use them)
-from helpers.outcomes import FAULTS, Outcome, fault_of, outcome_of, usable  # noqa: F401
-from helpers.replies import Body, CommittedStore, LocalStore
+from helpers import answers, local_model, transport
+from helpers.answers import Body, Outcome
+from helpers.replies import CommittedStore, LocalStore
 from helpers.settings import Settings, SettingsError
-from helpers.transport import RecordingTransport
+from helpers.transport import Budget, completion_limit, estimate_tokens
 
 PROVENANCE = "made by a Claude model from the prompt alone, see data/replies/README.md"
+FAULTS = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
+"""What a request can raise; a fault of the program is none of them."""
 
 
 def is_live(settings: Settings) -> bool:
-    """Whether requests go to a server.
-
-    Raises:
-        SettingsError: ``LLM_MODE`` is live but the server or the model is not named.
-    """
-    if settings.llm_mode == "live" and unset(settings) != "":
-        raise SettingsError(f"LLM_MODE is live: set {unset(settings)}.")
-    return settings.llm_mode in {"auto", "live"} and unset(settings) == ""
-
-
-def unset(settings: Settings) -> str:
-    """Return the variables without which no server is asked, or ""."""
-    named = {
-        "OPENAI_BASE_URL": settings.llm_base_url or settings.llm_api_key,
-        "LLM_MODEL": settings.llm_model,
-    }
-    return " and ".join(name for name, value in named.items() if not value)
+    """Whether requests go to a server; a SettingsError where they must but it is not named."""
+    named = bool(settings.llm_model and (settings.llm_base_url or settings.llm_api_key))
+    if settings.llm_mode == "live" and not named:
+        raise SettingsError("LLM_MODE is live: set OPENAI_BASE_URL and LLM_MODEL.")
+    return settings.llm_mode in ("auto", "live") and named
 
 
 def model(settings: Settings | None = None) -> str:
@@ -52,54 +43,71 @@ def model(settings: Settings | None = None) -> str:
 def describe(settings: Settings | None = None) -> str:
     """Return one line that says who answers."""
     settings = settings or Settings.from_env()
-    line, name = f"LLM: {_answering(settings)}", unset(settings)
-    half = settings.llm_mode == "auto" and name in {"OPENAI_BASE_URL", "LLM_MODEL"}
-    return f"{line}; no server is asked, because {name} is not set" if half else line
-
-
-def _answering(settings: Settings) -> str:
-    """Return who answers first."""
     if is_live(settings):
-        return f"live, {settings.llm_model}"
-    if settings.llm_mode in {"auto", "recorded"}:
-        committed = CommittedStore(settings.replies_dir)
-        sources = [f"recorded replies, {PROVENANCE}"] if committed else []
-        if models := LocalStore(settings.cache_dir / "replies.jsonl").models():
-            sources.append(f"your own stored replies, by {', '.join(models)}")
-        if sources:
-            return "; for the rest ".join(sources)
-    why = local_model.missing() if settings.llm_mode in {"auto", "local"} else "not wanted"
-    if not why:
-        return f"{local_model.MODEL}, a small LLM on this machine"
-    line = "none; lists keep the retriever's order and profiles are plain tables"
-    return line + (f" ({why})" if settings.llm_mode == "local" else "")
+        return f"LLM: live, {settings.llm_model}"
+    mode, sources, why = settings.llm_mode, [], local_model.missing()
+    if mode in ("auto", "recorded"):
+        committed = CommittedStore(settings.replies_dir).all()
+        own = {reply.asked for reply in LocalStore(settings.cache_dir / "replies.jsonl").all()}
+        sources += [f"recorded replies, {PROVENANCE}"] if committed else []
+        sources += [f"your own stored replies, by {', '.join(sorted(own))}"] if own else []
+    if not sources and mode in ("auto", "local") and not why:
+        sources = [f"{local_model.MODEL}, a small LLM on this machine"]
+    if not sources:
+        sources = ["none; lists keep the retriever's order and profiles are plain tables"]
+        sources[0] += f" ({why})" if mode == "local" else ""
+    half = mode == "auto" and (settings.llm_base_url or settings.llm_api_key or settings.llm_model)
+    unset = "; no server is asked, because OPENAI_BASE_URL or LLM_MODEL is not set" if half else ""
+    return f"LLM: {'; for the rest '.join(sources)}{unset}"
+
+
+def preview(bodies: Iterable[Body], settings: Settings | None = None) -> pd.Series:
+    """Say what a set of requests would take live, before any is sent; tokens are estimates."""
+    settings, bodies = settings or Settings.from_env(), list(bodies)
+    limited = [{"max_tokens": settings.llm_reply_tokens, **body} for body in bodies]
+    prompts, most = sum(map(estimate_tokens, bodies)), sum(map(completion_limit, limited))
+    prices, cost = (settings.llm_price_in, settings.llm_price_out or 0), "unknown"
+    if prices[0] is not None:
+        cost = f"{(prompts * prices[0] + most * prices[1]) / 1e6:.4f}"
+    return pd.Series(
+        {
+            "requests": len(bodies),
+            "prompt tokens (estimated)": prompts,
+            "completion tokens (at most)": most,
+            "cost (US dollars, at most)": cost,
+            "token limit": settings.llm_max_tokens,
+        }
+    )
 
 
 def connect(
     settings: Settings | None = None,
     *,
     budget: Budget | None = None,
-    transport: RecordingTransport | None = None,
+    store: LocalStore | None = None,
+    live: httpx2.Client | None = None,
     local: bool = False,
 ) -> openai.OpenAI:
     """Return the OpenAI client; it is ordinary in every way but its transport.
 
-    With ``local`` the small model on this machine answers what no record answers; evaluations do
-    without it, so that no figure mixes the two.
-
-    Raises:
-        SettingsError: see :func:`is_live`.
+    ``live`` reaches the server. With ``local`` the small model on this machine answers what no
+    record answers; evaluations do without it, so that no figure mixes the two.
     """
     settings = settings or Settings.from_env()
-    live = httpx2.Client(follow_redirects=True) if is_live(settings) else None
-    transport = transport or RecordingTransport(settings, live, budget or Budget.of(settings))
-    here = settings.llm_mode == "local" or (local and settings.llm_mode == "auto" and live is None)
-    transport.local = here and not local_model.missing()
+    asks = is_live(settings)
+    local = settings.llm_mode == "local" or (local and settings.llm_mode == "auto" and not asks)
+    under = transport.RecordingTransport(
+        settings,
+        live or httpx2.Client(follow_redirects=True) if asks else None,
+        budget or Budget(settings),
+        store or LocalStore(settings.cache_dir / "replies.jsonl"),
+        local and not local_model.missing(),
+    )
     return openai.OpenAI(
         api_key=settings.llm_api_key or "no-key",
-        base_url=settings.llm_base_url if transport.live else "http://recorded.invalid/v1",
+        base_url=settings.llm_base_url if asks else "http://recorded.invalid/v1",
         timeout=settings.llm_timeout_s,
-        http_client=httpx2.Client(transport=transport, timeout=settings.llm_timeout_s),
+        http_client=httpx2.Client(transport=under),
     )
 
 
@@ -119,23 +127,42 @@ def ask(
     """Ask and return the text, or what went wrong; faults of a server are never raised.
 
     A server may write no other labels than those of ``letters`` candidates, each place once. Kinds:
-    ok, no_reply, budget, quota, timeout, connection, rate_limited, server_error, rejected,
-    malformed, refusal, truncated, repetition, empty, unreadable, prompt_cut.
+    ok, no_reply, budget, timeout, connection, rate_limited, server_error, rejected, malformed,
+    refusal, truncated, repetition, empty, unreadable.
     """
     if schema is not None:
         options["response_format"] = response_format(schema)
-    if letters:  # in a header: what is asked, and so its record, stays the same
-        options["extra_headers"] = {servers.LETTERS_HEADER: str(letters)}
+    if 0 < letters <= 26:  # in a header: what is asked, and so its record, stays the same
+        options["extra_headers"] = {transport.LETTERS: str(letters)}
     options.setdefault("model", model())
     create: Any = client.chat.completions.with_raw_response.create
     try:
         response = create(messages=messages, **options).http_response
     except FAULTS as error:
         return fault_of(error)
-    source = response.headers.get("x-reply-source", "live")
-    outcome = outcome_of({"messages": messages, **options}, servers.json_of(response), source)
+    source = response.headers[transport.SOURCE]
+    outcome = answers.outcome_of(answers.json_of(response.text), source)
     if schema is None or outcome.kind != "ok":
         return outcome
-    answer = answers.read(outcome.text, schema)
-    kind = "ok" if answer.value is not None else "unreadable"
-    return dataclasses.replace(outcome, kind=kind, **vars(answer))
+    made = {"source": source, "model": outcome.model, "response": outcome.response}
+    return dataclasses.replace(answers.read(outcome.text, schema), **made)
+
+
+def fault_of(error: Exception) -> Outcome:
+    """Return the outcome that one of :data:`FAULTS` stands for."""
+    kind, why = "malformed", f"the request could not be made: {error}"
+    match error:
+        case transport.NoReply():  # or no budget
+            kind, why = error.kind, str(error)
+        case openai.APITimeoutError():
+            kind = "timeout"
+            why = "the server did not answer in time: raise LLM_TIMEOUT_S or ask for less"
+        case openai.APIStatusError(status_code=status):
+            kind = "server_error" if status >= 500 else "rejected"
+            kind = "rate_limited" if status == 429 else kind
+            said = answers.shortened(error.response.text) or "nothing"
+            why = f"the server answered {status}: {said}"
+        case openai.APIConnectionError() | httpx2.HTTPError() | httpx2.StreamError():
+            kind = "connection"
+            why = f"the connection failed ({error.__cause__ or error}): check OPENAI_BASE_URL"
+    return Outcome(None, kind, why)

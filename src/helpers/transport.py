@@ -3,133 +3,214 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 import warnings
-from functools import cached_property, partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from string import ascii_uppercase
 
 import httpx2
 import openai
 
-from helpers import local_model, servers
-from helpers.budget import Budget
-from helpers.outcomes import NoReply, usable
-from helpers.replies import (
-    LOCAL,
-    Body,
-    CommittedStore,
-    LocalStore,
-    PendingRequests,
-    Reply,
-    request_key,
-)
-from helpers.settings import Settings
+from helpers import local_model
+from helpers.answers import Body, json_of, usable
+from helpers.replies import Store, request_key
+from helpers.settings import Settings, SettingsError
+
+LETTERS, SOURCE = "x-letters", "x-reply-source"  # headers between the client and its transport
 
 
+class NoReply(openai.OpenAIError):
+    """No server is configured and no reply to this request is stored."""
+
+    kind = "no_reply"
+
+
+class BudgetExceeded(NoReply):
+    """The next request could go over the budget; it was not sent."""
+
+    kind = "budget"
+
+
+def estimate_tokens(body: Body) -> int:
+    """Estimate the prompt tokens of a request: one per 4 characters, 4 more per message."""
+    messages = body.get("messages") or []
+    texts = [message.get("content") or "" for message in messages] + [body.get("input") or ""]
+    texts += [json.dumps(body["response_format"])] if body.get("response_format") else []
+    return -(-sum(len(str(text)) for text in texts) // 4) + 4 * len(messages)
+
+
+def completion_limit(body: Body) -> int:
+    """Return the most completion tokens a request may take, 0 where it sets no limit."""
+    limit = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+    return int(limit) * int(body.get("n") or 1)
+
+
+class Budget:
+    """A hard limit on the tokens of live requests; a limit in dollars buys the dearer kind."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Refuse a limit in dollars without prices: it could not be kept."""
+        self.limit, self.spent_tokens, self._lock = settings.llm_max_tokens, 0, threading.Lock()
+        if settings.llm_budget_usd:
+            if not (settings.llm_price_in and settings.llm_price_out):
+                raise SettingsError("LLM_BUDGET_USD needs LLM_PRICE_IN and LLM_PRICE_OUT.")
+            dearer = max(settings.llm_price_in, settings.llm_price_out)
+            self.limit = min(self.limit, int(settings.llm_budget_usd / dearer * 1e6))
+
+    def spend(self, body: Body, send: Callable[[], httpx2.Response]) -> httpx2.Response:
+        """Send a request if the most it may take is left, also beside others; count what it took.
+
+        What is not reported counts as the most. Raises BudgetExceeded.
+        """
+        most = took = estimate_tokens(body) + completion_limit(body)
+        with self._lock:
+            if self.spent_tokens + most > self.limit:
+                raise BudgetExceeded(
+                    f"Not sent: {self.spent_tokens} of {self.limit} tokens are spent, this request "
+                    f"may take {most}: raise LLM_MAX_TOKENS (or LLM_BUDGET_USD), or lower "
+                    "LLM_REPLY_TOKENS."
+                )
+            self.spent_tokens += most
+        try:
+            response = send()
+            answer = json_of(response.text)
+            usage = answer.get("usage") if isinstance(answer, dict) else None
+            took = int((usage or {}).get("total_tokens") or most) if response.is_success else 0
+            return response
+        except httpx2.ConnectError:  # nothing was sent
+            took = 0
+            raise
+        finally:
+            with self._lock:
+                self.spent_tokens += took - most
+
+
+def tightened(body: Body, letters: int, *, texts: bool = False) -> Body:
+    """Return a request whose JSON schema names the letters and their number.
+
+    ``texts`` bounds texts and lists too, which not every server takes, but a small model needs.
+    """
+    names = {"type": "string", "enum": list(ascii_uppercase[:letters])}
+
+    def tight(node: Body) -> Body:  # the inner parts come first
+        known, kind = node.get("properties", {}), node.get("type")
+        if texts and kind in ("string", "array"):
+            node |= {"maxLength": 200} if kind == "string" else {"maxItems": 5}
+        if letters and "letter" in known:
+            known["letter"] = names
+        if letters and "ranking" in known:
+            known["ranking"] |= {"minItems": letters, "maxItems": letters}
+            if known["ranking"]["items"].get("type") == "string":
+                known["ranking"]["items"] = names
+        return node
+
+    form = json.loads(json.dumps(body.get("response_format")), object_hook=tight)
+    return {**body, "response_format": form} if form else {**body}
+
+
+def plainer(body: Body, refusal: str) -> Body:
+    """Return a request as one message, without options, the schema in its text.
+
+    The limit has its older name where ``refusal``, the server's error, names the newer one.
+    """
+    texts = [str(message["content"]) for message in body["messages"]]
+    if schema := ((body.get("response_format") or {}).get("json_schema") or {}).get("schema"):
+        wanted = json.dumps(schema, ensure_ascii=False)
+        texts.append(f"Answer only with JSON that fits this schema:\n{wanted}")
+    name = "max_tokens" if "max_completion_tokens" in refusal else "max_completion_tokens"
+    message = {"role": "user", "content": "\n\n".join(texts)}
+    return {"model": body.get("model"), "messages": [message], name: completion_limit(body)}
+
+
+@dataclass(eq=False)
 class RecordingTransport(httpx2.BaseTransport):
-    """Answers from the stores, or sends on and stores the answer."""
+    """Answers from the stores, or asks a server or the local model and stores the answer.
 
-    def __init__(
-        self,
-        settings: Settings,
-        live: httpx2.Client | None,
-        budget: Budget,
-        store: LocalStore | None = None,
-    ) -> None:
-        """``live`` is a client that reaches a server, proxies and all; ``None``: records only."""
-        self.settings, self.live, self.budget, self.local = settings, live, budget, False
-        self.store = store or LocalStore(settings.cache_dir / "replies.jsonl")
-        self._refusals: dict[str, str] = {}  # of each model that takes plainer requests only
+    ``live`` is a client that reaches the server, proxies and all.
+    """
+
+    settings: Settings
+    live: httpx2.Client | None
+    budget: Budget
+    store: Store
+    local: bool = False
+    _refusals: dict[str, str] = field(default_factory=dict)  # of models that get plainer requests
 
     @cached_property
-    def committed(self) -> CommittedStore:
+    def committed(self) -> Store:
         """The course's replies, read when the first one is wanted."""
-        return CommittedStore(self.settings.replies_dir)
+        return Store(self.settings.replies_dir)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Answer one request.
-
-        Raises:
-            NoReply: no server and no record.
-            BudgetExceeded: the request may go over the budget; nothing was sent.
-        """
-        if self.live is not None and request.method != "POST":
-            return self.live.send(request, stream=True)
+        """Answer one request; raises NoReply or BudgetExceeded."""
+        live, mode = self.live, self.settings.llm_mode
+        if live and request.method != "POST":
+            return live.send(request, stream=True)
         body = json.loads(request.read() or b"{}")
         if body.get("stream"):
             raise openai.OpenAIError("This client stores whole replies: leave stream out.")
-        model, server = str(body.get("model", "")), f"{request.url.host}:{request.url.port or ''}"
-        if reply := self._find(body, model, server):
-            headers = {"x-reply-source": "stored" if reply.source == LOCAL else "recorded"}
-            return httpx2.Response(200, headers=headers, json=reply.response, request=request)
-        if self.live is not None:
-            response = self._by_server(self.live, request, body)
-            self._keep(body, response, model, server)
-            return response
-        if self.local:
-            return self._by_local_model(request, body)
-        pending = PendingRequests(self.settings.cache_dir / "pending.jsonl")
-        pending.add({name: body[name] for name in body if name != "model"})
-        raise NoReply(
-            "No reply to this request is recorded, and no LLM is configured: set OPENAI_BASE_URL, "
-            "OPENAI_API_KEY and LLM_MODEL (see README.md); the request was noted as pending."
-        )
-
-    def _find(self, body: Body, model: str, server: str) -> Reply | None:
-        """Return a usable reply: where a server is asked, that model's own, from it or a batch."""
-        key, find = request_key(body), partial(self.store.get, fault=usable)
-        if self.settings.llm_mode == "local":
-            return find(key, server=local_model.SERVER)
-        if self.live is not None:
-            return find(key, model=model, server=server) or find(key, model=model, server="batch")
-        return None if self.settings.llm_mode == "none" else self.committed.get(key) or find(key)
-
-    def _keep(self, body: Body, response: httpx2.Response, model: str, server: str) -> None:
-        """Store an answer if it is usable."""
-        answer = servers.answer_of(response)
-        if answer is not None and not usable(body, answer):
-            asked = {name: body[name] for name in body if name not in {"model", "user"}}
-            self.store.put(asked, answer, model=model, server=server)
+        key, recorded = request_key(body), not live and mode in ("auto", "recorded")
+        model = str(body.get("model")) if live else local_model.MODEL
+        source, reply = "recorded", self.committed.get(key) if recorded else None
+        if reply is None and mode != "none":
+            source, reply = "stored", self.store.usable(key, "" if recorded else model)
+        if reply:
+            return httpx2.Response(200, headers={SOURCE: source}, json=reply.response)
+        letters = int(request.headers.pop(LETTERS, "0"))
+        asked = {name: body[name] for name in body if name != "model"}
+        if live:
+            response, source = self._by_server(live, request, tightened(body, letters)), "live"
+        elif self.local:
+            form, log = tightened(asked, letters, texts=True), "local_model.log"
+            response = local_model.post(request.url.path, form, self.settings.cache_dir / log)
+            source = "local"
+        else:
+            pending = Store(self.settings.cache_dir / "pending.jsonl")
+            if pending.get(key) is None:
+                pending.put(asked, {})
+            raise NoReply(
+                "No reply to this request is recorded, and no LLM is configured: set "
+                "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL (see docs/running.md); the request "
+                "was noted as pending."
+            )
+        text = self.settings.scrub(response.text)
+        if response.is_success and not usable(asked, answer := json_of(text)):
+            self.store.put(asked, answer, model=model)
+        headers = {SOURCE: source, "retry-after": response.headers.get("retry-after", "")}
+        return httpx2.Response(response.status_code, headers=headers, content=text)
 
     def _by_server(
-        self, live: httpx2.Client, request: httpx2.Request, body: Body
+        self, live: httpx2.Client, request: httpx2.Request, form: Body
     ) -> httpx2.Response:
         """Send a request; where its form is refused, and from then on, a plainer one."""
+        if "input" not in form and not completion_limit(form):
+            form["max_completion_tokens"] = self.settings.llm_reply_tokens
         headers = {k: v for k, v in request.headers.items() if k != "content-length"}
-        asked = {**servers.tightened(body, headers.pop(servers.LETTERS_HEADER, None))}
-        if not {"input", "max_tokens", "max_completion_tokens"} & set(body):
-            asked["max_completion_tokens"] = self.settings.llm_reply_tokens
-        name, chat = str(body.get("model", "")), "messages" in body and "tools" not in body
 
         def send(form: Body) -> httpx2.Response:
-            sent = httpx2.Request(
-                "POST", request.url, headers=headers, json=form, extensions=request.extensions
-            )
-            try:
-                return servers.received(live.send(sent), self.settings)
-            except httpx2.TransportError as error:  # a key may stand in an address
-                raise type(error)(self.settings.scrub(str(error))) from None
+            parts = {"headers": headers, "json": form, "extensions": request.extensions}
+            sent = httpx2.Request("POST", request.url, **parts)
+            return self.budget.spend(form, lambda: live.send(sent))
 
+        name, chat = str(form.get("model")), "messages" in form and "tools" not in form
         if name not in self._refusals or not chat:
-            response = self.budget.spend(asked, lambda: send(asked))
-            if not (chat and servers.refused(response)):
+            response = send(form)
+            status, text = response.status_code, response.text
+            said = status == 500 and re.search("template|role|format|schema", text.lower())
+            if not chat or not (said or status in (400, 415, 422, 501)):
                 return response
-        refusal = self._refusals.get(name) or response.text
-        plain = servers.plainer(asked, refusal)
-        response = self.budget.spend(plain, lambda: send(plain))
+        refusal = self._refusals.get(name) or text
+        response = send(plainer(form, refusal))
         if response.is_success and name not in self._refusals:
             self._refusals[name] = refusal
             said = f"{name} refuses parts of our requests and gets plainer ones."
-            warnings.warn(said, servers.ServerWarning, 2)
+            warnings.warn(said, stacklevel=2)
         return response
-
-    def _by_local_model(self, request: httpx2.Request, body: Body) -> httpx2.Response:
-        letters, log = request.headers.get(servers.LETTERS_HEADER), "local_model.log"
-        asked = servers.tightened(local_model.request(body), letters, texts=True)
-        answer = local_model.post(request.url.path, asked, self.settings.cache_dir / log)
-        self._keep(body, answer, local_model.MODEL, local_model.SERVER)
-        headers, text = {"x-reply-source": "local"}, answer.content
-        return httpx2.Response(answer.status_code, headers=headers, content=text, request=request)
 
     def close(self) -> None:
         """Close the connection."""
-        if self.live is not None:
+        if self.live:
             self.live.close()

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import httpx2
 from tqdm.auto import tqdm
 
-from helpers import llm, outcomes, ranking
-from helpers.budget import Budget, completion_limit, estimate_tokens
+from helpers import answers, llm, ranking
 from helpers.replies import Body, LocalStore, request_key
 from helpers.settings import Settings, SettingsError
+from helpers.transport import Budget, completion_limit, estimate_tokens
 
 RETRIES = 5
 """How often the SDK sends a request again after a 408, 409, 429, 5xx or a lost connection."""
@@ -160,7 +160,7 @@ def request_body(person: ToRank, options: Body | None = None) -> Body:
     return {"messages": person.messages, "response_format": form, **(options or {})}
 
 
-def judge(outcome: outcomes.Outcome, person: ToRank) -> Ranked:
+def judge(outcome: llm.Outcome, person: ToRank) -> Ranked:
     """Turn an answer into the order of the movies shown, or into the reason why there is none."""
     text = outcome.text if outcome.kind in ranking.READ else None
     result = ranking.read_ranking(text, len(person.shown))
@@ -205,10 +205,10 @@ def rank_users(
         SettingsError: see :func:`helpers.llm.is_live`.
     """
     settings = settings or Settings.from_env()
-    budget = budget or Budget.of(settings)
+    budget = budget or Budget(settings)
     paced = PacedClient(Pace(limits or Limits()), concurrency) if llm.is_live(settings) else None
-    transport = llm.RecordingTransport(settings, paced, budget, store)
-    client = llm.connect(settings, transport=transport).with_options(max_retries=RETRIES)
+    client = llm.connect(settings, live=paced, budget=budget, store=store)
+    client = client.with_options(max_retries=RETRIES)
     options = {"model": llm.model(settings), "schema": ranking.LetterRanking, **options}
 
     def rank(person: ToRank) -> Ranked:
@@ -276,7 +276,7 @@ def export_batch(requests: Iterable[Body], path: Path, model: str) -> int:
 def import_batch(
     path: Path, requests: Iterable[Body], store: LocalStore, model: str | None = None
 ) -> BatchReport:
-    """Take a Batch API output file into ``store`` under the server's name "batch".
+    """Take a Batch API output file into ``store``.
 
     ``requests`` are those that were exported, ``model`` is the name to store answers under
     (default: the one that each names). Only usable answers are taken; ``again`` holds the keys of
@@ -289,14 +289,14 @@ def import_batch(
             record = json.loads(line)
             key, answer = record["custom_id"], (record.get("response") or {}).get("body") or {}
             why = str(record["error"]) if record.get("error") else ""
-            why = why or outcomes.usable(wanted[key], answer)
+            why = why or answers.usable(wanted[key], answer)
             if why:
                 again[key] = why
                 continue
             name = model or str(answer.get("model", ""))
-            store.put(wanted[key], answer, model=name, server="batch")
+            store.put(wanted[key], answer, model=name)
             again.pop(key, None)
-    again = {key: why for key, why in again.items() if store.get(key, fault=llm.usable) is None}
+    again = {key: why for key, why in again.items() if store.usable(key) is None}
     return BatchReport(len(wanted) - len(again), again)
 
 

@@ -25,12 +25,11 @@ DRAFT = 'First idea: ["A", "B", "C"]. No, E is best.'
      'First ["A", "B", "C"]. Final: ["E", "D", "C"]', f"```json\n{GOOD}\n```", f"```json\n{GOOD}",
      f"Sure [of it] {{I am}}!\n{GOOD}\nEnjoy [REC] (2007) {{}} [].", "\ufeff" + GOOD,
      f'The "fav" 5" screen [sic: {GOOD}', json.dumps(LetterRanking.model_json_schema()) + GOOD,
-     '{"sure": 0.9, "ranking": ["E", "D", "C"]}'],
+     '{"sure": 0.9, "ranking": ["E", "D", "C"]}', f'{{"ranking": ["A"]}} {GOOD} Not ["A", "B"].'],
 )  # fmt: skip
 def test_what_stands_around_an_answer_is_dropped_without_a_repair(text):
-    assert answers.read(text, LetterRanking) == answers.Answer(
-        LetterRanking.model_validate_json(GOOD)
-    )
+    got = answers.read(text, LetterRanking)
+    assert (got.value.ranking, got.repairs, got.kind) == (["E", "D", "C"], 0, "ok")
     plain = answers.read(text, LetterRanking.model_json_schema())
     assert plain.value["ranking"] == ["E", "D", "C"] and plain.repairs == 0
 
@@ -38,26 +37,24 @@ def test_what_stands_around_an_answer_is_dropped_without_a_repair(text):
 @pytest.mark.parametrize(
     "text",
     [GOOD.replace("]", ",]"), GOOD.replace('"', "'"), "{“ranking”: [“E”, “D”, “C”]}", GOOD[:-1],
-     GOOD[:-2],
-     GOOD.replace('"ranking"', "ranking"), GOOD.replace("]}", "}"), GOOD[:-2] + ",", GOOD[:-3],
+     GOOD[:-2], GOOD.replace('"ranking"', "ranking"), GOOD[:-2] + ",", GOOD[:-3],
      f"```json\n{GOOD[:-2]},\n```\nThe rest follows.", f'["A"] was a draft. {GOOD[:-2]}'],
 )  # fmt: skip
 def test_small_damage_and_a_cut_end_are_repaired_and_counted(text):
-    expected = answers.Answer(LetterRanking.model_validate_json(GOOD), 1)
-    assert answers.read(text, LetterRanking) == expected
+    got = answers.read(text, LetterRanking)
+    assert (got.value.ranking, got.repairs) == (["E", "D", "C"], 1)
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [(None, "empty"), (" \n", "empty"), (f"<think>{DRAFT} {GOOD}", "draft"),
-     ("I like [A, B, C] and {E}", "no JSON"), ("I love [this list: B, A, C", "no JSON"),
-     ('{"excluded": ["E", "D", "C"]}', "ranking"), (f'{{"draft": {GOOD}}}', "ranking"),
-     (f'{GOOD} No: ["A", "B", "C"]', "another list"), ('{"ranking": "E"}', "ranking"),
+     ("I like [A, B, C] and {E}", "no JSON"), ('{"excluded": ["E", "D", "C"]}', "ranking"),
+     (f'{{"draft": {GOOD}}}', "ranking"), ('{"ranking": "E"}', "ranking Input should be"),
      ("3", "no JSON"), ('{"ranking": ' + "[" * 3000, "no JSON")],
 )  # fmt: skip
-def test_what_is_no_answer_or_two_answers_is_not_guessed(text, why):
+def test_what_is_no_answer_is_not_guessed(text, why):
     got = answers.read(text, LetterRanking)
-    assert got.value is None and why in got.why and got.why.startswith("the answer")
+    assert got.value is None and why in got.why and got.kind == "unreadable"
     assert answers.read('["A", "B"]', CitedRanking).value is None  # a list could be either field
 
 
@@ -83,16 +80,13 @@ def test_no_text_makes_the_reader_raise(text):
         assert (got.value is None) == bool(got.why)
 
 
-SCHEMAS = [prompts.Profile, NamedMovies, Queries, CitedRanking, RankingReply, LetterRanking,
-           bias.LabelRanking]  # fmt: skip
-
-
 def test_every_committed_reply_is_read_as_it_stands():
     """The recorded results rest on this: a plain answer is never repaired."""
-    named = {schema.__name__: schema for schema in SCHEMAS}
+    schemas = [prompts.Profile, NamedMovies, Queries, CitedRanking, RankingReply, LetterRanking]
+    named = {schema.__name__: schema for schema in [*schemas, bias.LabelRanking]}
     for reply in replies.CommittedStore(ROOT / "data" / "replies").all():
+        assert reply.response["model"] == "claude" and "usage" not in reply.response
         if form := reply.request.get("response_format"):
             text = reply.response["choices"][0]["message"]["content"]
-            schema = named[form["json_schema"]["name"]]
-            plain = answers.Answer(schema.model_validate_json(text))
-            assert answers.read(text, schema) == plain
+            got = answers.read(text, schema := named[form["json_schema"]["name"]])
+            assert got.value == schema.model_validate_json(text) and got.repairs == 0

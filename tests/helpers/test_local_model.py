@@ -10,6 +10,7 @@ import sys
 import time
 
 import httpx2
+import openai
 import pandas as pd
 import psutil
 import pytest
@@ -30,7 +31,6 @@ SCHEMAS = [prompts.Profile, ranking.RankingReply, ranking.LetterRanking, bias.La
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     started = local_model.LocalServer(log=tmp_path_factory.mktemp("log") / "log")
-    started.address()
     yield started
     started.close()
 
@@ -39,7 +39,6 @@ def server(tmp_path_factory):
 def project(tmp_path, monkeypatch, server) -> Settings:
     """An empty project whose local model is the one that runs."""
     (tmp_path / "data" / "sample").mkdir(parents=True)
-    (tmp_path / "data" / "replies").mkdir()
     monkeypatch.setattr(local_model, "server", lambda log: server)
     return Settings(root=tmp_path)
 
@@ -47,13 +46,9 @@ def project(tmp_path, monkeypatch, server) -> Settings:
 @pytest.fixture
 def live(project, server) -> Settings:
     """The same model as a server that the environment names."""
-    address = server.address() + "/v1"
-    named = {"llm_base_url": address, "llm_model": local_model.MODEL, "llm_timeout_s": 300.0}
-    return dataclasses.replace(project, llm_mode="live", llm_reply_tokens=600, **named)
-
-
-def candidates(n: int) -> pd.DataFrame:
-    return pd.DataFrame({"title": [f"Movie {i} (199{i})" for i in range(n)], "genres": "Comedy"})
+    named = {"llm_base_url": server.address() + "/v1", "llm_model": local_model.MODEL}
+    limits = {"llm_timeout_s": 300.0, "llm_reply_tokens": 600}
+    return dataclasses.replace(project, llm_mode="live", **named, **limits)
 
 
 def test_it_answers_what_no_record_answers_under_its_own_name(project):
@@ -62,16 +57,20 @@ def test_it_answers_what_no_record_answers_under_its_own_name(project):
     assert first.describe() == f"LLM reply, local, by {local_model.MODEL}"
     assert again.describe() == f"LLM reply, stored, by {local_model.MODEL}"
     assert first.text and first.text == again.text
-    with LocalStore(project.cache_dir / "replies.jsonl") as store:
-        (reply,) = store.all()
-    assert reply.model == local_model.MODEL and reply.server == local_model.SERVER
+    (reply,) = LocalStore(project.cache_dir / "replies.jsonl").all()
+    assert reply.response["model"] == reply.asked == local_model.MODEL
+    other = [{"role": "user", "content": "Another."}]
     with llm.connect(project) as client:  # an evaluation asks without it
-        assert llm.ask(client, [{"role": "user", "content": "Another."}]).kind == "no_reply"
+        assert llm.ask(client, other).kind == "no_reply"
+    for mode in ("recorded", "none"):
+        with llm.connect(dataclasses.replace(project, llm_mode=mode), local=True) as client:
+            assert llm.ask(client, other).kind == "no_reply"
+    with llm.connect(dataclasses.replace(project, llm_mode="local")) as client:
+        assert llm.ask(client, other).source == "local"
 
 
 def test_prompts_of_the_past_take_no_memory(server):
     """llama.cpp would keep their keys and values, 23 kB a token, up to eight gigabytes."""
-    server.address()
     served = [p for p in psutil.Process().children() if "helpers.local_model" in p.cmdline()]
     sizes = []
     for number in range(6):
@@ -82,29 +81,14 @@ def test_prompts_of_the_past_take_no_memory(server):
     assert served and sizes[-1] - sizes[1] < 20
 
 
-def test_each_mode_says_who_answers(project):
-    assert local_model.MODEL in llm.describe(project)
-    forced = dataclasses.replace(project, llm_mode="local")
-    with llm.connect(forced) as client:
-        assert llm.ask(client, QUESTION).source == "local"
-    for mode in ("recorded", "none"):
-        with llm.connect(dataclasses.replace(project, llm_mode=mode), local=True) as client:
-            assert llm.ask(client, [{"role": "user", "content": "Hm?"}]).kind == "no_reply"
-
-
 def test_a_tight_schema_gives_every_letter_a_place_and_every_text_an_end(project):
-    letters = ranking.letters(6)
-    asked = prompts.ranking_prompt("Likes comedies.", letters, candidates(6))
+    shown = pd.DataFrame({"title": [f"Movie {i} (199{i})" for i in range(6)], "genres": "Comedy"})
+    asked = prompts.ranking_prompt("Likes comedies.", ranking.letters(6), shown)
     with llm.connect(project, local=True) as client:
         outcome = llm.ask(client, asked, schema=ranking.RankingReply, letters=6)
     assert outcome.kind == "ok" and len(outcome.value.ranking) == 6
-    assert {item.letter for item in outcome.value.ranking} <= set(letters)
+    assert {item.letter for item in outcome.value.ranking} <= set(ranking.letters(6))
     assert all(len(item.reason) <= 200 for item in outcome.value.ranking)
-    with LocalStore(
-        project.cache_dir / "replies.jsonl"
-    ) as store:  # the record is of what was asked
-        (reply,) = store.all()
-    assert reply.request["response_format"] == llm.response_format(ranking.RankingReply)
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
@@ -114,87 +98,43 @@ def test_the_plain_client_parses_every_schema_of_the_course(project, schema):
         asked = {"model": "any", "response_format": schema, "messages": likes}
         choice = client.chat.completions.parse(**asked).choices[0]
     assert choice.finish_reason == "stop" and isinstance(choice.message.parsed, schema)
-    assert schema.model_validate_json(choice.message.content) == choice.message.parsed
 
 
-def test_as_a_live_server_it_ranks_many_users_and_gives_logprobs(live):
+def test_as_a_live_server_it_ranks_many_users_gives_logprobs_and_says_its_faults(live):
     title = [f"Movie {i} (1999)" for i in range(5)]
     asked = verbalizer.letter_prompt(title, title)
-    with llm.connect(live) as client:
+    with llm.connect(live).with_options(max_retries=0) as client:
         letter = verbalizer.letter_distribution(client, asked, 5, model=local_model.MODEL)
+        long = llm.ask(client, [{"role": "user", "content": "word " * 9000}])
     assert letter.path == "logprobs" and letter.covered >= 3 and 0 < letter.mass <= 1
-    shown = [10, 20, 30]
-    prompt = "Rank the movies A, B and C as JSON: every letter once. Viewer "
+    assert long.kind == "rejected" and "context size" in long.why
+    shown, prompt = [10, 20, 30], "Rank the movies A, B and C as JSON: every letter once. Viewer "
     users = [(i, shown, [{"role": "user", "content": f"{prompt}{i}."}]) for i in range(4)]
     results = list(scale.rank_users(users, live, concurrency=4, progress=False))
     assert {r.user for r in results} == {0, 1, 2, 3}
     assert all(sorted(r.order) == shown for r in results if not r.failed)
-    assert all(r.kind in {"ok", "truncated", "repetition", "unreadable"} for r in results)
+    named = dataclasses.replace(live, embedding_model=f"server:{local_model.MODEL}")
+    with pytest.raises(embeddings.EmbeddingError, match=r"not support embeddings.*was kept"):
+        embeddings.embed(["A sad film about war"], named)
 
 
-def as_environment(project, server) -> dict[str, str]:
-    """Return the environment of a process of its own that has the model as a live server."""
-    named = {"HELPERS_HOME": project.root, "OPENAI_BASE_URL": server.address() + "/v1"}
-    named |= {"LLM_MODEL": local_model.MODEL, "LLM_TIMEOUT_S": 300, "PYTHONPATH": ROOT / "src"}
-    return {**os.environ, **{name: str(value) for name, value in named.items()}}
-
-
-def test_the_doctor_asks_it(project, server):
+def test_the_doctor_asks_it(live):
+    named = {"HELPERS_HOME": live.root, "OPENAI_BASE_URL": live.llm_base_url, "MOVIELENS_DIR": ""}
+    named |= {"LLM_MODEL": live.llm_model, "LLM_TIMEOUT_S": 300, "PYTHONPATH": ROOT / "src"}
+    environment = {**os.environ, **{name: str(value) for name, value in named.items()}}
     command = [sys.executable, "-m", "helpers.doctor", "--ask"]
-    environment = {**as_environment(project, server), "MOVIELENS_DIR": ""}
     said = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
     assert f"OK    LLM: live, {local_model.MODEL}\n" in said
     assert f"OK    Answer: LLM reply, live, by {local_model.MODEL}\n" in said
 
 
-def test_a_server_without_embeddings_says_so(live):
-    named = dataclasses.replace(live, embedding_model=f"server:{local_model.MODEL}")
-    with pytest.raises(
-        embeddings.EmbeddingError, match=r"not support embeddings.*nothing was kept"
-    ):
-        embeddings.embed(["A sad film about war"], named)
-
-
-def test_a_prompt_beyond_its_window_is_said(live):
-    with llm.connect(live).with_options(max_retries=0) as client:
-        outcome = llm.ask(client, [{"role": "user", "content": "word " * 9000}])
-    assert outcome.kind == "rejected" and "context size" in outcome.why
-    assert "make the prompt shorter" in outcome.why
-
-
-def test_an_answer_that_repeats_itself_is_a_kind_of_its_own():
-    message = {"role": "assistant", "content": "Well: " + "Movie (1999), " * 40}
-    answer = {"choices": [{"message": message, "finish_reason": "length"}], "model": "m"}
-    assert llm.outcome_of({"messages": QUESTION}, answer).kind == "repetition"
-
-
 @pytest.mark.parametrize("content", [b"GGUF" + b"\0" * 5000, b"no model", None])
-def test_a_file_that_cannot_be_loaded_is_one_sentence(tmp_path, content):
+def test_a_file_that_cannot_be_loaded_is_one_sentence(tmp_path, content, monkeypatch):
     path = tmp_path / "model.gguf"
-    if content is None:  # cut
-        content = local_model.weights().open("rb").read(3_000_000)
-    path.write_bytes(content)
-    with pytest.raises(local_model.LocalModelError, match=r"model.gguf cannot be loaded"):
-        local_model.LocalServer(path).address()
-
-
-STARVED = """
-import resource
-from helpers import local_model
-resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
-try:
-    local_model.LocalServer().address()
-except local_model.LocalModelError as error:
-    print(error)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
-def test_a_model_that_does_not_fit_the_memory_is_one_sentence():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-c", STARVED]
-    (said,) = subprocess.check_output(command, env=environment, text=True).splitlines()
-    assert said.startswith("No local model:") and "larger than the memory" in said
+    path.write_bytes(content or local_model.weights().open("rb").read(3_000_000))  # cut
+    monkeypatch.setattr(local_model, "weights", lambda: path)
+    with pytest.raises(openai.OpenAIError, match=r"model.gguf cannot be loaded.* memory"):
+        local_model.LocalServer()
 
 
 def test_without_its_packages_the_course_says_so_and_goes_on(project, monkeypatch):
@@ -207,9 +147,10 @@ def test_without_its_packages_the_course_says_so_and_goes_on(project, monkeypatc
 
 
 KERNEL = """
-import sys, time
+import time
 from helpers import local_model
-print(local_model.LocalServer().address(), flush=True)
+server = local_model.LocalServer()
+print(server.address(), flush=True)
 time.sleep(600)
 """
 
@@ -230,34 +171,3 @@ def test_two_kernels_have_two_servers_and_a_killed_one_takes_its_own_along():
     assert children[1].is_running()
     kernels[1].kill()
     kernels[1].wait()
-
-
-def test_a_stopped_server_is_started_again(tmp_path):
-    server = local_model.LocalServer(log=tmp_path / "log")
-    first = server.address()
-    server.close()
-    assert server.address().startswith("http://127.0.0.1") and first
-    server.close()
-
-
-JOB = """
-import sys
-from research import scale
-question = "Rank A and B for viewer {} as JSON."
-users = [(i, [1, 2], [{"role": "user", "content": question.format(i)}]) for i in range(40)]
-for ranked in scale.rank_users(users, concurrency=4, progress=False, max_completion_tokens=80):
-    print(ranked.user, ranked.source, flush=True)
-"""
-
-
-def test_a_job_of_forty_users_is_killed_and_goes_on(project, server):
-    start = {"stdout": subprocess.PIPE, "text": True, "env": as_environment(project, server)}
-    with subprocess.Popen([sys.executable, "-c", JOB], **start) as job:
-        given = [job.stdout.readline().split()[0] for _ in range(10)]
-        job.send_signal(signal.SIGKILL)
-    with LocalStore(project.cache_dir / "replies.jsonl") as store:
-        kept = len(store.all())
-    done = subprocess.run([sys.executable, "-c", JOB], **start, check=True)
-    sources = dict(line.split() for line in done.stdout.splitlines())
-    assert len(sources) == 40 and list(sources.values()).count("store") == kept >= 1
-    assert {sources[user] for user in given} == {"store"}

@@ -7,31 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from misbehaving_server import completion
 
 from conftest import ROOT
-from helpers import llm
-from helpers.replies import (
-    CommittedStore,
-    LocalStore,
-    PendingRequests,
-    Reply,
-    StoreWarning,
-    request_key,
-    write_jsonl,
-)
+from helpers.replies import CommittedStore, LocalStore, request_key
 
 
 def body(text: str) -> dict:
     return {"messages": [{"role": "user", "content": text}]}
-
-
-def replies_to(*texts: str) -> list[Reply]:
-    return [Reply(request_key(body(t)), completion(t), "", body(t)) for t in texts]
 
 
 def test_the_key_follows_what_is_asked_and_nothing_else():
@@ -50,30 +36,25 @@ def test_the_key_follows_what_is_asked_and_nothing_else():
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_sixteen_threads_lose_no_reply(tmp_path):
-    store, other = LocalStore(tmp_path / "r.jsonl"), LocalStore(tmp_path / "r.jsonl")
-
-    def write(thread: int) -> None:
-        for number in range(10):
-            (store, other)[number % 2].put(body(f"{thread}-{number}"), completion("x"), model="m")
-
-    threads = [threading.Thread(target=write, args=(n,)) for n in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(store.all()) == len(other.all()) == 160 and store.models() == ["m"]
+def test_threads_and_two_writers_lose_no_reply_and_no_character(tmp_path):
+    stores = [LocalStore(tmp_path / "r.jsonl") for _ in range(2)]
+    odd = ["next\u0085line", "line\u2028separator", "Amélie", "half \ud83d of a pair"]
+    texts = [*odd, *map(str, range(100))]
+    with ThreadPoolExecutor(16) as pool:
+        for number, text in enumerate(texts):
+            pool.submit(stores[number % 2].put, body(text), completion(text), model="m")
+    kept = LocalStore(tmp_path / "r.jsonl")
+    assert len(kept.all()) == len(texts) and {reply.asked for reply in kept.all()} == {"m"}
+    assert all(kept.get(request_key(body(t))).response == completion(t) for t in texts)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_kill_loses_no_finished_reply(tmp_path):
-    path = tmp_path / "r.jsonl"
     script = (
         "import sys\nfrom helpers.replies import LocalStore\n"
-        f"store = LocalStore({str(path)!r})\n"
+        f"store = LocalStore({str(tmp_path / 'r.jsonl')!r})\n"
         "for n in range(100000):\n"
-        "    store.put({'messages': [{'role': 'user', 'content': str(n)}]},"
-        " {'choices': [{'message': {}}]})\n"
+        "    store.put({'messages': [{'role': 'user', 'content': str(n)}]}, {})\n"
         "    print(n, flush=True)\n"
     )
     process = subprocess.Popen(
@@ -84,62 +65,29 @@ def test_a_kill_loses_no_finished_reply(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     done = 50 + len(process.stdout.read().splitlines())
     process.wait()
-    with LocalStore(path) as store:
-        assert all(store.get(request_key(body(str(n)))) for n in range(done - 1))
+    store = LocalStore(tmp_path / "r.jsonl")
+    assert all(store.get(request_key(body(str(n)))) for n in range(done - 1))
 
 
-def test_a_torn_line_costs_no_other(tmp_path):
+def test_torn_and_forged_lines_cost_no_other_and_are_named(tmp_path):
     path = tmp_path / "r.jsonl"
     LocalStore(path).put(body("a"), completion("a"))
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole[:50])
-    store = LocalStore(path)
-    store.put(body("b"), completion("b"))
-    with pytest.warns(StoreWarning, match=r"r\.jsonl, line 2"):
-        assert [reply.request for reply in store.all()] == [body("a"), body("b")]
-
-
-def test_a_corrupt_line_is_skipped_and_named(tmp_path):
-    path = tmp_path / "x.jsonl"
-    write_jsonl(replies_to("a", "b"), path)
-    lines = path.read_text().splitlines()
-    forged = json.loads(lines[0]) | {"request": body("changed")}
-    path.write_text("\n".join([lines[0], "{torn", json.dumps(forged), lines[1]]))
-    with pytest.warns(StoreWarning) as caught:
-        assert len(CommittedStore(tmp_path).all()) == 2
-    messages = [str(warning.message) for warning in caught]
-    assert "x.jsonl, line 2" in messages[0] and "x.jsonl, line 3" in messages[1]
+    record = path.read_bytes().strip()
+    forged = json.loads(record) | {"request": body("changed")}
+    path.write_bytes(record + b"\n" + json.dumps(forged).encode() + b"\n" + record[:50])
+    with pytest.warns(UserWarning, match=r"r\.jsonl, line [23]: skipped"):
+        LocalStore(path).put(body("b"), completion("b"))
+    with pytest.warns(UserWarning) as caught:
+        kept = CommittedStore(tmp_path).all()
+    assert [reply.request for reply in kept] == [body("a"), body("b")]
+    assert ["line 2" in str(caught[0].message), "line 3" in str(caught[1].message)] == [True, True]
 
 
 def test_the_newest_reply_wins_unless_it_is_of_no_use(tmp_path):
-    with LocalStore(tmp_path / "r.jsonl") as store:
-        store.put(body("a"), completion("old"), model="one")
-        store.put(body("a"), completion("new"), model="two")
-        store.put(body("a"), completion("cut", finish="length"), model="two", server="s")
-        key = request_key(body("a"))
-        assert store.get(key, fault=llm.usable).response == completion("new")
-        assert store.get(key, model="one").response == completion("old")
-        assert store.get(key, model="three") is None and store.get(key, server="s") is not None
-        store.put(body("a"), completion("again"), model="one")
-        assert store.get(key).response == completion("again") and len(store.all()) == 3
-        assert LocalStore(tmp_path / "r.jsonl").forget() == 3 and store.all() == []
-
-
-def test_pending_requests_are_kept_once_with_every_character(tmp_path):
-    mine, other = (PendingRequests(tmp_path / "p.jsonl") for _ in range(2))
-    texts = ["next\u0085line", "line\u2028separator", "Amélie", "half \ud83d of a pair"]
-    for text in texts:
-        mine.add(body(text))
-        other.add(body(text))
-    assert mine.all() == other.all() == [body(text) for text in texts]
-    assert len((tmp_path / "p.jsonl").read_bytes().splitlines()) == len(texts)
-
-
-def test_the_committed_replies_are_whole_and_say_who_made_them():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        committed = CommittedStore(ROOT / "data" / "replies").all()
-    assert len(committed) > 1700
-    for reply in committed:
-        assert reply.model == "claude"
-        assert "usage" not in reply.response  # unknown, so not invented
+    store, key = LocalStore(tmp_path / "r.jsonl"), request_key(body("a"))
+    for text, model, finish in (("1", "one", "stop"), ("2", "two", "stop"), ("3", "two", "length")):
+        store.put(body("a"), completion(text, finish=finish), model=model)
+    assert store.get(key).response == completion("3", finish="length")
+    assert store.usable(key).response == completion("2")
+    assert store.usable(key, "one").response == completion("1")
+    assert store.usable(key, "three") is None and len(store.all()) == 3

@@ -117,6 +117,6 @@ def test_records_are_whole_and_name_their_model(path, recwarn):
     lines = path.read_text(encoding="utf-8").splitlines()
     found = list(replies.read_jsonl(path))
     assert len(found) == len(lines) and not recwarn.list
-    assert {reply.model for reply in found} == {"claude"}
+    assert {reply.response["model"] for reply in found} == {"claude"}
     assert all("usage" not in json.loads(line)["response"] for line in lines)
     assert len({reply.key for reply in found}) == len(found)

@@ -12,7 +12,7 @@ from misbehaving_server import completion, serve
 
 from conftest import ROOT
 from helpers import llm, metrics, prompts, ranking
-from helpers.replies import Reply, request_key, write_jsonl
+from helpers.replies import LocalStore
 from helpers.settings import Settings
 from research import evaluation
 
@@ -35,7 +35,7 @@ def requests_of(users=(1, 2, 3)):
 
 def record(settings, texts, seed=None):
     """Store one reply per user, as if recorded."""
-    kept = []
+    store = LocalStore(settings.replies_dir / f"{seed}.jsonl")
     for user, text in texts.items():
         body = {
             "messages": requests_of()[user][1],
@@ -43,8 +43,7 @@ def record(settings, texts, seed=None):
         }
         if seed is not None:
             body["seed"] = seed
-        kept.append(Reply(request_key(body), completion(text), "", body))
-    write_jsonl(kept, settings.replies_dir / f"{seed}.jsonl")
+        store.put(body, completion(text))
 
 
 def letters(*names):

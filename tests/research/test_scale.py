@@ -132,17 +132,15 @@ def test_failures_are_never_stored_and_asked_for_again(tmp_path):
 
 
 def test_the_budget_is_used_up_and_never_exceeded(tmp_path):
-    # An answer takes 50 + 30 tokens: 10 dollars a million in, 20 out, 0.0011 dollars each.
-    budget = llm.Budget(10**9, 0.05, price_in=10.0, price_out=20.0)
+    # An answer takes 50 + 30 tokens; four requests of some 140 at most are under way at a time.
+    budget = llm.Budget(settings_for(None, LLM_MAX_TOKENS="4000"))
     with slow_server(0.05) as server:
-        results = rank(users(100), server.url, tmp_path, budget=budget)
+        results = rank(users(100), server.url, tmp_path, budget=budget, concurrency=4)
         answered = len(server.log())
     kinds = Counter(r.kind for r in results)
     assert kinds == {"ok": answered, "budget": 100 - answered}
     assert answered == len(stored(tmp_path))
-    assert budget.spent_usd == pytest.approx(answered * 0.0011)
-    # What is left is less than one request may cost, some 100 tokens in and 40 out.
-    assert 0 <= 0.05 - budget.spent_usd < 0.0025
+    assert budget.spent_tokens == answered * 80 and 4000 - 4 * 200 < budget.spent_tokens <= 4000
 
 
 def test_users_are_taken_only_as_far_ahead_as_requests_go(tmp_path):

@@ -115,6 +115,7 @@ def test_a_fault_leads_to_the_list_or_to_the_given_order(offline, kind):
     fault = ("status", 404) if kind == "rejected" else FAULTS[kind]  # 400: a plainer form is tried
     got, _ = ask(offline, fault, LISTED)
     assert (got.path, got.kind, got.order) == ("json", kind, [2, 0, 1, 3]) and got.why
+    (offline.cache_dir / "replies.jsonl").unlink()
     got, requests = ask(offline, fault)
     assert got.path == "none" and got.failed and got.order == [0, 1, 2, 3] and got.kind == kind
     assert len(requests) == 2

@@ -152,12 +152,10 @@ def test_the_set_up_follows_the_locks_and_stops_where_pip_does(tmp_path, monkeyp
 def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
     bodies = [{"messages": [{"role": "user", "content": text}]} for text in "abc"]
     keys = [replies.request_key(body) for body in bodies]
-    pending = replies.PendingRequests(project.cache_dir / "pending.jsonl")
+    pending = replies.LocalStore(project.cache_dir / "pending.jsonl")
     for body in bodies:
-        pending.add(body)
-    project.replies_dir.mkdir(parents=True)
-    committed = replies.Reply(keys[0], completion("x"), "", bodies[0])
-    replies.write_jsonl([committed], project.replies_dir / "x.jsonl")
+        pending.put(body, {})
+    replies.LocalStore(project.replies_dir / "x.jsonl").put(bodies[0], completion("x"))
     sent, answers, kept = (tmp_path / f"{name}.jsonl" for name in ("in", "out", "kept"))
 
     def exported() -> list[str]:
@@ -179,7 +177,7 @@ def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
     assert course.main(["forget"]) == 0
     printed = capsys.readouterr().out
     assert printed == "2 stored replies and 3 waiting requests are forgotten.\n"
-    assert not pending.all()
+    assert not replies.LocalStore(project.cache_dir / "pending.jsonl").all()
 
 
 def test_tidy_keeps_outputs_and_strips_noise(project, tmp_path):
