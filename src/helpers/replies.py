@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.answers import Body, usable
-from helpers.settings import replacing
 
 CONTENT = (
     "messages", "input", "response_format", "tools", "tool_choice", "n", "logprobs", "stop", "seed",
