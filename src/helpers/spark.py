@@ -47,7 +47,7 @@ def check_java() -> int:
     if found := re.search(r'version "(17|21)\b', said):
         return int(found[1])
     raise JavaError(
-        f"Spark needs Java 17 or 21, found {said.partition(' 2')[0].strip() or 'none'}: run 'sudo "
+        f"Spark needs Java 17 or 21, found {(said.splitlines() or ['none'])[0]}: run 'sudo "
         "apt-get install openjdk-17-jre', 'brew install openjdk@17' or 'conda install openjdk=17'."
     )
 
