@@ -47,7 +47,7 @@ def check_java() -> int:
     if found := re.search(r'version "(17|21)\b', said):
         return int(found[1])
     raise JavaError(
-        f"Spark needs Java 17 or 21, found {said.partition(' 2')[0].strip() or 'none'}: run 'sudo "
+        f"Spark needs Java 17 or 21, found {(said.splitlines() or ['none'])[0]}: run 'sudo "
         "apt-get install openjdk-17-jre', 'brew install openjdk@17' or 'conda install openjdk=17'."
     )
 
@@ -73,7 +73,7 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
         os.environ |= {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
         os.environ["LC_ALL"] = "C.UTF-8"  # the names of files are UTF-8 for the JVM, too
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "spark.log").open("w+") as log:  # the JVM goes on writing there
+    with (cache / "spark.log").open("w+", errors="replace") as log:  # the JVM writes on there
         try:
             if remote:
                 return builder.remote(remote).getOrCreate()
