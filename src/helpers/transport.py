@@ -177,7 +177,8 @@ class RecordingTransport(httpx2.BaseTransport):
         text = self.settings.scrub(response.text)
         if response.is_success and not usable(asked, answer := json_of(text)):
             self.store.put(asked, answer, model=model)
-        headers = {SOURCE: source, "retry-after": response.headers.get("retry-after", "")}
+        headers = {k: v for k, v in response.headers.items() if k == "retry-after"}
+        headers[SOURCE] = source
         return httpx2.Response(response.status_code, headers=headers, content=text)
 
     def _by_server(
