@@ -65,8 +65,8 @@ def read(text: str | None, schema: type[BaseModel] | Body) -> Outcome:
         try:
             return Outcome(text, "ok", value=_fit(value, schema), repairs=repairs)
         except ValueError as error:
-            lines = str(error).splitlines()  # pydantic: a title, where, what
-            said = " ".join(lines[1:3] or lines)
+            lines = str(error).splitlines()  # pydantic: a title, where, what [and the value]
+            said = " ".join(lines[1:3] or lines).partition(" [type=")[0]
             why = textwrap.shorten(f"the answer's JSON does not fit: {said}", 200)
     return Outcome(text, "unreadable", why)
 

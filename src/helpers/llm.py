@@ -17,7 +17,7 @@ from openai.lib._parsing._completions import type_to_response_format_param
 
 from helpers import answers, local_model, transport
 from helpers.answers import Body, Outcome
-from helpers.replies import CommittedStore, LocalStore
+from helpers.replies import CommittedStore, LocalStore  # noqa: F401 (llm.CommittedStore)
 from helpers.settings import Settings, SettingsError
 from helpers.transport import Budget, completion_limit, estimate_tokens
 
@@ -47,18 +47,17 @@ def describe(settings: Settings | None = None) -> str:
         return f"LLM: live, {settings.llm_model}"
     mode, sources, why = settings.llm_mode, [], local_model.missing()
     if mode in ("auto", "recorded"):
-        committed = CommittedStore(settings.replies_dir).all()
         own = {reply.asked for reply in LocalStore(settings.cache_dir / "replies.jsonl").all()}
-        sources += [f"recorded replies, {PROVENANCE}"] if committed else []
+        recorded = any(settings.replies_dir.glob("*.jsonl"))
+        sources += [f"recorded replies, {PROVENANCE}"] if recorded else []
         sources += [f"your own stored replies, by {', '.join(sorted(own))}"] if own else []
     if not sources and mode in ("auto", "local") and not why:
         sources = [f"{local_model.MODEL}, a small LLM on this machine"]
-    if not sources:
-        sources = ["none; lists keep the retriever's order and profiles are plain tables"]
-        sources[0] += f" ({why})" if mode == "local" else ""
-    half = mode == "auto" and (settings.llm_base_url or settings.llm_api_key or settings.llm_model)
-    unset = "; no server is asked, because OPENAI_BASE_URL or LLM_MODEL is not set" if half else ""
-    return f"LLM: {'; for the rest '.join(sources)}{unset}"
+    none = "none; lists keep the retriever's order and profiles are plain tables"
+    line = "; for the rest ".join(sources) or none + f" ({why})" * (mode == "local")
+    if mode == "auto" and (settings.llm_base_url or settings.llm_api_key or settings.llm_model):
+        line += "; no server is asked, because OPENAI_BASE_URL or LLM_MODEL is not set"
+    return f"LLM: {line}"
 
 
 def preview(bodies: Iterable[Body], settings: Settings | None = None) -> pd.Series:
@@ -66,9 +65,8 @@ def preview(bodies: Iterable[Body], settings: Settings | None = None) -> pd.Seri
     settings, bodies = settings or Settings.from_env(), list(bodies)
     limited = [{"max_tokens": settings.llm_reply_tokens, **body} for body in bodies]
     prompts, most = sum(map(estimate_tokens, bodies)), sum(map(completion_limit, limited))
-    prices, cost = (settings.llm_price_in, settings.llm_price_out or 0), "unknown"
-    if prices[0] is not None:
-        cost = f"{(prompts * prices[0] + most * prices[1]) / 1e6:.4f}"
+    dollars = prompts * (settings.llm_price_in or 0) + most * (settings.llm_price_out or 0)
+    cost = f"{dollars / 1e6:.4f}" if settings.llm_price_in else "unknown"
     return pd.Series(
         {
             "requests": len(bodies),

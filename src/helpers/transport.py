@@ -91,7 +91,7 @@ class Budget:
 def tightened(body: Body, letters: int, *, texts: bool = False) -> Body:
     """Return a request whose JSON schema names the letters and their number.
 
-    ``texts`` bounds texts and lists too, which not every server takes, but a small model needs.
+    ``texts`` bounds texts and lists too, which a small model needs and not every server takes.
     """
     names = {"type": "string", "enum": list(ascii_uppercase[:letters])}
 
@@ -112,14 +112,12 @@ def tightened(body: Body, letters: int, *, texts: bool = False) -> Body:
 
 
 def plainer(body: Body, refusal: str) -> Body:
-    """Return a request as one message, without options, the schema in its text.
-
-    The limit has its older name where ``refusal``, the server's error, names the newer one.
-    """
+    """Return a request as one message, without options, the schema in its text."""
     texts = [str(message["content"]) for message in body["messages"]]
     if schema := ((body.get("response_format") or {}).get("json_schema") or {}).get("schema"):
         wanted = json.dumps(schema, ensure_ascii=False)
         texts.append(f"Answer only with JSON that fits this schema:\n{wanted}")
+    # The limit has its older name where the server's error names the newer one.
     name = "max_tokens" if "max_completion_tokens" in refusal else "max_completion_tokens"
     message = {"role": "user", "content": "\n\n".join(texts)}
     return {"model": body.get("model"), "messages": [message], name: completion_limit(body)}
@@ -179,7 +177,8 @@ class RecordingTransport(httpx2.BaseTransport):
         text = self.settings.scrub(response.text)
         if response.is_success and not usable(asked, answer := json_of(text)):
             self.store.put(asked, answer, model=model)
-        headers = {SOURCE: source, "retry-after": response.headers.get("retry-after", "")}
+        headers = {k: v for k, v in response.headers.items() if k == "retry-after"}
+        headers[SOURCE] = source
         return httpx2.Response(response.status_code, headers=headers, content=text)
 
     def _by_server(
@@ -189,25 +188,23 @@ class RecordingTransport(httpx2.BaseTransport):
         if "input" not in form and not completion_limit(form):
             form["max_completion_tokens"] = self.settings.llm_reply_tokens
         headers = {k: v for k, v in request.headers.items() if k != "content-length"}
+        parts = {"headers": headers, "extensions": request.extensions}
 
         def send(form: Body) -> httpx2.Response:
-            parts = {"headers": headers, "json": form, "extensions": request.extensions}
-            sent = httpx2.Request("POST", request.url, **parts)
+            sent = httpx2.Request("POST", request.url, json=form, **parts)
             return self.budget.spend(form, lambda: live.send(sent))
 
         name, chat = str(form.get("model")), "messages" in form and "tools" not in form
-        if name not in self._refusals or not chat:
-            response = send(form)
-            status, text = response.status_code, response.text
-            said = status == 500 and re.search("template|role|format|schema", text.lower())
-            if not chat or not (said or status in (400, 415, 422, 501)):
-                return response
-        refusal = self._refusals.get(name) or text
-        response = send(plainer(form, refusal))
-        if response.is_success and name not in self._refusals:
-            self._refusals[name] = refusal
-            said = f"{name} refuses parts of our requests and gets plainer ones."
-            warnings.warn(said, stacklevel=2)
+        if chat and name in self._refusals:
+            return send(plainer(form, self._refusals[name]))
+        response = send(form)
+        status, refusal = response.status_code, response.text
+        said = status == 500 and re.search("template|role|format|schema", refusal.lower())
+        if chat and (said or status in (400, 415, 422, 501)):
+            response = send(plainer(form, refusal))
+            if response.is_success:
+                self._refusals[name] = refusal
+                warnings.warn(f"{name} refuses our requests and gets plainer ones.", stacklevel=2)
         return response
 
     def close(self) -> None:

@@ -55,6 +55,7 @@ def test_small_damage_and_a_cut_end_are_repaired_and_counted(text):
 def test_what_is_no_answer_is_not_guessed(text, why):
     got = answers.read(text, LetterRanking)
     assert got.value is None and why in got.why and got.kind == "unreadable"
+    assert "E" not in got.why  # the answer's own words are no reason
     assert answers.read('["A", "B"]', CitedRanking).value is None  # a list could be either field
 
 

@@ -60,9 +60,6 @@ def test_a_slow_server_is_a_time_out_and_a_dead_port_names_the_address(offline):
     assert outcome.kind == "connection" and "OPENAI_BASE_URL" in outcome.why
 
 
-# --- who answers ----------------------------------------------------------------------------------
-
-
 def test_a_live_reply_is_stored_and_answers_again_but_the_key_is_nowhere(offline):
     steps = ("status", 500), ("status", 429), ("ok", completion(f"fine, {KEY}"))
     with serve(*steps) as server:
@@ -121,8 +118,6 @@ def test_what_is_missing_is_named(offline):
     assert "LLM_MODEL is not set" in llm.describe(half)
 
 
-# --- what a server refuses ------------------------------------------------------------------------
-
 RULED = [{"role": "system", "content": "Be brief."}, *MESSAGES]
 
 
@@ -174,9 +169,6 @@ def test_letters_are_in_what_is_sent_and_never_in_the_key(offline):
     assert second["$defs"]["RankedItem"]["properties"]["letter"]["enum"] == ["A", "B", "C"]
     assert second["properties"]["ranking"]["maxItems"] == 3
     assert ask(offline, schema=ranking.LetterRanking).source == "stored"
-
-
-# --- shapes of answers and of errors --------------------------------------------------------------
 
 
 def shaped(finish="stop", **message):
@@ -238,9 +230,6 @@ def test_an_answer_of_another_schema_is_neither_stored_nor_replayed(offline, tex
         stored(offline).put(body, completion(text), model="served")
         assert ask(offline, schema=ranking.LetterRanking).kind == "no_reply"
         assert ask(settings, schema=ranking.LetterRanking).kind == "ok"
-
-
-# --- the budget -----------------------------------------------------------------------------------
 
 
 def test_every_request_carries_the_limit_that_is_set_aside_for_it(offline):

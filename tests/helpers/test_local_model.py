@@ -118,16 +118,6 @@ def test_as_a_live_server_it_ranks_many_users_gives_logprobs_and_says_its_faults
         embeddings.embed(["A sad film about war"], named)
 
 
-def test_the_doctor_asks_it(live):
-    named = {"HELPERS_HOME": live.root, "OPENAI_BASE_URL": live.llm_base_url, "MOVIELENS_DIR": ""}
-    named |= {"LLM_MODEL": live.llm_model, "LLM_TIMEOUT_S": 300, "PYTHONPATH": ROOT / "src"}
-    environment = {**os.environ, **{name: str(value) for name, value in named.items()}}
-    command = [sys.executable, "-m", "helpers.doctor", "--ask"]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
-    assert f"OK    LLM: live, {local_model.MODEL}\n" in said
-    assert f"OK    Answer: LLM reply, live, by {local_model.MODEL}\n" in said
-
-
 @pytest.mark.parametrize("content", [b"GGUF" + b"\0" * 5000, b"no model", None])
 def test_a_file_that_cannot_be_loaded_is_one_sentence(tmp_path, content, monkeypatch):
     path = tmp_path / "model.gguf"
