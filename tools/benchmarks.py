@@ -14,6 +14,7 @@ from collections import defaultdict
 from datetime import date, datetime
 from pathlib import Path
 from time import perf_counter
+from unittest.mock import patch
 
 import course
 import lessons
@@ -40,11 +41,10 @@ def promised(path: Path) -> tuple[float, float]:
 
 def measure(path: Path, dataset: data.Dataset) -> tuple[float, float, dict[str, float]]:
     """Run a notebook; return its seconds, its peak in MB, and the seconds of each section."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, LLM_MODE="recorded"):
         left_out = shutil.ignore_patterns("cache", "ml-*")
         shutil.copytree(lessons.ROOT / "data", Path(folder) / "data", ignore=left_out)
         os.environ |= {"HELPERS_HOME": folder, "MOVIELENS_DIR": str(dataset.path)}
-        os.environ["LLM_MODE"] = "recorded"
         memory, start = PeakMemory(os.getpid()), perf_counter()
         memory.start()
         cells = course.execute(path).cells

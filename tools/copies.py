@@ -126,13 +126,12 @@ def check(name: str) -> None:
     try:
         pair = shows(source), shows(with_todo(source, names, todo=False))
     except Exception as error:
-        print(f"Not yet: run the cells above, each # TODO filled in ({type(error).__name__}).")
-        return
-    for lines in zip_longest(*(text.splitlines() for text in pair), fillvalue=""):
-        if lines[0] != lines[1]:
-            course, yours = (shorten(line, 60) for line in lines)
-            print(f"Not yet: where the course shows {course!r}, this shows {yours!r}.")
-            return
+        why = type(error).__name__
+        return print(f"Not yet: run the cells above, each # TODO filled in ({why}).")
+    lines = zip_longest(*(text.splitlines() for text in pair), fillvalue="")
+    if other := next((two for two in lines if two[0] != two[1]), None):
+        course, yours = (shorten(line, 60) for line in other)
+        return print(f"Not yet: where the course shows {course!r}, this shows {yours!r}.")
     print("Right: it shows what the course's own code shows.")
 
 

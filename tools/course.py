@@ -12,7 +12,6 @@ import bootstrap  # noqa: F401  # where packages are missing it sets them up and
 # isort: split
 import argparse
 import asyncio
-import contextlib
 import hashlib
 import importlib
 import json
@@ -78,7 +77,7 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
 
 def _let_ctrl_c_interrupt() -> None:
     """Take nbclient's handler away: it ends the kernel, then fails on an assertion of its own."""
-    with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):
+    if os.name != "nt":  # where none can be set
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
@@ -192,11 +191,6 @@ def tidy(settings: Settings, files: list[str]) -> int:
     return status
 
 
-def stamp(settings: Settings) -> None:
-    """Write navigation bars, set-up cells and launch links, and say with which address."""
-    print(f"Stamped {publish.stamp(settings) or '(there is no address yet)'}.")
-
-
 def forget(settings: Settings) -> None:
     """Forget the replies of live servers, and the requests that found none; records stay."""
     files = (settings.cache_dir / name for name in ("replies.jsonl", "pending.jsonl"))
@@ -230,7 +224,7 @@ COMMANDS: dict[str, tuple] = {  # functions, and their arguments as argparse rea
             ("--to", {"dest": "last", "default": "05"}),
             ("--output", {"type": Path, "default": Path("build/executed")})),
     **{name: (partial(build, name=name),) for name in ("page", "slides", "copies")},
-    **{"lab": (open_lab,), "forget": (forget,), "stamp": (stamp,)},
+    **{"lab": (open_lab,), "forget": (forget,), "stamp": (publish.stamp,)},
     "execute": (execute_in_place, ("names", {"nargs": "*"})),
     "tidy": (tidy, ("files", {"nargs": "*"})),
     "batch": (exchange_batch, ("action", BATCH), ("file", {"type": Path})),

@@ -180,6 +180,7 @@ def write(folder: Path, settings: Settings) -> None:
         parts[f"{name}_HASH"] = f"sha256-{digest}"
     template = Template((SOURCES / "template.html").read_text("utf-8"), keep_trailing_newline=True)
     page = template.render(parts)
+    folder.mkdir(exist_ok=True)
     (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
 
 

@@ -15,11 +15,11 @@ from helpers.plots import BLACK, BLUE, RED
 RESULTS = lessons.ROOT / "data" / "results"
 
 
-def ranked_list(user: int = 12) -> list[dict]:
+def ranked_list() -> list[dict]:
     """Return the LLM's ten movies with their place in the retriever's list, and that list."""
-    ranked = pd.read_csv(RESULTS / f"05_ranked_list_user_{user}.csv")
+    ranked = pd.read_csv(RESULTS / "05_ranked_list_user_12.csv")
     saved = pd.read_csv(RESULTS / "03_candidates.csv")
-    mine = saved.query("userId == @user and list == 'implicit ALS'").sort_values("rank")
+    mine = saved.query("userId == 12 and list == 'implicit ALS'").sort_values("rank")
     before = mine.loc[mine["movieId"].isin(ranked["movieId"]), "movieId"].tolist()
     ranked["before"] = [before.index(movie) + 1 for movie in ranked["movieId"]]
     ranked["left"] = ranked.set_index("movieId")["title"].loc[before].to_numpy()
@@ -27,7 +27,7 @@ def ranked_list(user: int = 12) -> list[dict]:
     return ranked.to_dict("records")
 
 
-def evaluation() -> list[dict]:
+def evaluation() -> dict[str, list[dict]]:
     """Return groups of rows: NDCG@10 of retrievers and rankers in notebook 06's second question."""
     table = pd.read_csv(RESULTS / "06_evaluation.csv").query("metric == 'NDCG@10'")
     table = table.sort_values("value", ascending=False)
@@ -35,13 +35,10 @@ def evaluation() -> list[dict]:
     for name in ("transitions", "implicit ALS", "explicit ALS"):
         groups[f"Rankers over {name}"] = ("retriever", name, "ranker")
     groups["As published"] = ("ranker", "as published", "retriever")
-    return [
-        {
-            "name": group,
-            "rows": table[table[by] == name].assign(label=table[label]).to_dict("records"),
-        }
+    return {
+        group: table[table[by] == name].assign(label=table[label]).to_dict("records")
         for group, (by, name, label) in groups.items()
-    ]
+    }
 
 
 PICTURES = {"ranked_list.svg": ranked_list, "evaluation.svg": evaluation}

@@ -76,8 +76,8 @@ from helpers.settings import versions  # missing? Say "make lab" or pip install 
 """
 
 
-def stamp(settings: Settings) -> str | None:
-    """Write the address into all notebooks, their template and the README, and return it."""
+def stamp(settings: Settings) -> None:
+    """Write the address into all notebooks, their template and the README, and say which."""
     root, address, paths = settings.root, repository(settings.root), lessons.paths(settings.root)
     for path in [*lessons.paths(root, appendices=True), root / "docs" / "template.ipynb"]:
         notebook = nbformat.read(path, as_version=4)
@@ -93,4 +93,4 @@ def stamp(settings: Settings) -> str | None:
     text = " | ".join(f"[Open in {place}]({link})" for place, link in links.items()) or NO_ADDRESS
     whole = f"{before}{LAUNCH}\n\n{text}\n\n{LAUNCH}{after}"
     (root / "README.md").write_text(whole, encoding="utf-8")
-    return address
+    print(f"Stamped {address or '(there is no address yet)'}.")
