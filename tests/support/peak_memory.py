@@ -22,16 +22,14 @@ class PeakMemory(threading.Thread):
     """Samples the memory of a process's descendants until it ends.
 
     Counts proportional set size where the system tells it (Linux), so that shared pages count once,
-    else resident size. With ``itself`` the process counts too. Above ``limit_mb`` it is killed with
-    all that it started, and ``killed`` is true.
+    else resident size. With ``itself`` the process counts too.
     """
 
-    def __init__(self, pid: int, *, itself: bool = False, limit_mb: float | None = None) -> None:
+    def __init__(self, pid: int, *, itself: bool = False) -> None:
         super().__init__(daemon=True)
         self.process, self.peak_mb = psutil.Process(pid), 0.0
         self.parts: list[tuple[str, float]] = []  # names and MB of the processes at the peak
-        self.itself, self.limit_mb, self.killed = itself, limit_mb, False
-        self.done = threading.Event()
+        self.itself, self.done = itself, threading.Event()
 
     def stop(self) -> None:
         """Stop before the process ends."""
@@ -47,11 +45,6 @@ class PeakMemory(threading.Thread):
                 total = sum(size for _, size in parts)
                 if total > self.peak_mb:
                     self.peak_mb, self.parts = total, parts
-                if self.limit_mb is not None and total > self.limit_mb:
-                    self.killed = True
-                    for child in [self.process, *family]:
-                        with contextlib.suppress(psutil.Error):
-                            child.kill()
 
     @staticmethod
     def _name_and_mb(process: psutil.Process) -> tuple[str, float]:

@@ -1,7 +1,5 @@
 """Colours by libraries: told apart by colour-blind eyes (colorspacious), read on their ground."""
 
-from __future__ import annotations
-
 import itertools
 import re
 

@@ -1,7 +1,5 @@
 """What contributors meet: the template, the check of links, two processes for the tests."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

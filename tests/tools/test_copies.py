@@ -1,18 +1,14 @@
 """Skeletons for live coding: what goes, what stays, and a check that gives nothing away."""
 
-from __future__ import annotations
-
 import re
 from types import SimpleNamespace
 
 import copies
+import lessons
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from conftest import ROOT
-
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SOURCE = '''\
 limit = 2
 total = sum(
@@ -39,10 +35,10 @@ def double(number):
 print(total, double(total))'''
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", lessons.paths(), ids=lambda path: path.stem)
 def test_a_copy_has_todos_with_checks_and_no_outputs_solutions_or_results(path):
     notebook = nbformat.read(path, as_version=4)
-    live = copies.live_copy(notebook)
+    live = copies.live_copy(nbformat.read(path, as_version=4))
     nbformat.validate(live)
     code = [cell for cell in live.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
@@ -82,7 +78,7 @@ def test_a_check_compares_with_the_course_and_says_one_sentence(tmp_path, monkey
     output = new_output("stream", text="42 84\n")
     cell = new_code_cell(SOURCE, id="sum", metadata=tags, outputs=[output])
     nbformat.write(new_notebook(cells=[cell]), tmp_path / "01_a.ipynb")
-    monkeypatch.setattr(copies, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(copies.lessons, "paths", lambda: [tmp_path / "01_a.ipynb"])
 
     def checked(**values) -> str:
         monkeypatch.setattr(copies, "get_ipython", lambda: SimpleNamespace(user_ns=values))

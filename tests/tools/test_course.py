@@ -1,7 +1,5 @@
 """The commands of tools/course.py: run, lab, execute, tidy, batch, forget; and the set-up."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -9,6 +7,7 @@ import subprocess
 
 import bootstrap
 import course
+import lessons
 import nbformat
 import pytest
 from misbehaving_server import completion
@@ -35,7 +34,7 @@ def project(tmp_path, settings, monkeypatch):
 
 def write_code(project, index: int, source: str):
     """Replace the code of a notebook and return its path."""
-    path = course.notebooks(project)[index]
+    path = lessons.paths(project.root)[index]
     notebook = nbformat.read(path, 4)
     notebook.cells[1].source = source
     nbformat.write(notebook, path)
@@ -47,7 +46,7 @@ def test_execute_saves_clean_outputs(project):
     assert course.main(["execute", "01"]) == 0
     cell = nbformat.read(path, 4).cells[1]
     assert [output.text for output in cell.outputs] == ["42\n"] and cell.execution_count == 1
-    assert not nbformat.read(course.notebooks(project)[1], 4).cells[1].outputs
+    assert not nbformat.read(lessons.paths(project.root)[1], 4).cells[1].outputs
 
 
 @pytest.mark.parametrize(
@@ -64,9 +63,7 @@ def test_execute_saves_clean_outputs(project):
 )
 def test_a_failed_cell_is_named_by_its_place_and_reason(project, source, reason):
     path = write_code(project, 0, source)
-    with pytest.raises(
-        course.NotebookFailedError, match=rf"01_a\.ipynb, code cell 1 of 1 {reason}"
-    ):
+    with pytest.raises(lessons.LessonError, match=rf"01_a\.ipynb, code cell 1 of 1 {reason}"):
         course.execute(path, progress=False)
 
 
@@ -81,7 +78,9 @@ def test_run_executes_in_order_and_ends_with_the_list(project, tmp_path, capsys)
     assert printed.index("2 notebooks in") < printed.index("ranked by: LLM")
     assert "1. Emma (1996)\n     warm" in printed
     assert nbformat.read(tmp_path / "out" / "01_a.ipynb", 4).cells[1].outputs[0].text == "42\n"
-    assert not nbformat.read(course.notebooks(project)[0], 4).cells[1].outputs  # the original stays
+    assert (
+        not nbformat.read(lessons.paths(project.root)[0], 4).cells[1].outputs
+    )  # the original stays
 
 
 def test_run_stops_at_a_failing_notebook_without_a_stale_list(project, tmp_path, capsys):
@@ -110,11 +109,11 @@ def test_a_known_fault_is_one_sentence(project, monkeypatch, capsys):
 
 def test_copies_follow_the_course_and_keep_what_a_learner_changed(project, monkeypatch, capsys):
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(project.root / "jupyter"))
-    for path in course.notebooks(project):
+    for path in lessons.paths(project.root):
         notebook = nbformat.read(path, 4)
         nbformat.write(course.clean(notebook), path)
     folder = course.refresh_copies(project)
-    first, second = (folder / path.name for path in course.notebooks(project))
+    first, second = (folder / path.name for path in lessons.paths(project.root))
     assert not capsys.readouterr().out
     version = course.KERNEL["language_info"]["version"]  # JupyterLab writes its own Python's
     first.write_text(first.read_text().replace(version, "3.99.0"))

@@ -1,20 +1,19 @@
 """Documents: links resolve, terms are where the glossary says, minutes and numbers are measured."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-import nbformat
+import benchmarks
+import lessons
 import pandas as pd
 import pictures
 import pytest
 
 from conftest import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = lessons.paths()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md",
          *sorted((ROOT / "data").glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
@@ -38,7 +37,7 @@ NUMBER = re.compile(r"(?<![\w.])(\d+(?:[,_]\d{3})*(?:\.\d+)?)(\s%)?(?!\w)")
 def prose(path: Path) -> str:
     """Return the Markdown of a page or of a notebook's markdown cells, without fenced code."""
     if path.suffix == ".ipynb":
-        cells = nbformat.read(path, as_version=4).cells
+        cells = lessons.cells(path)
         text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     else:
         text = path.read_text(encoding="utf-8")
@@ -86,7 +85,7 @@ def test_a_broken_link_is_seen():
 def section(path: Path, anchor: str) -> str:
     """Return all source below a notebook's heading of the second level, code included."""
     kept, inside = [], False
-    for cell in nbformat.read(path, as_version=4).cells:
+    for cell in lessons.cells(path):
         if cell.cell_type == "code":
             kept += [cell.source] if inside else []
             continue
@@ -124,7 +123,7 @@ def part(text: str, heading: str) -> str:
 
 def chapter(path: Path) -> str:
     """Return a notebook's part of the notes."""
-    title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0]
+    title = lessons.cells(path)[0].source.splitlines()[0]
     return part(NOTES, f"## {path.name[:2]} {title.removeprefix('# ')}")
 
 
@@ -134,21 +133,16 @@ def columns(path: Path, row: str) -> list[str]:
     return found.split(" | ")
 
 
-def minutes_in_readme() -> dict[str, int]:
-    rows = re.findall(r"^\| \[[^]]+\]\(notebooks/(\w+)\.ipynb\) \|[^|]*\| (\d+) \|", README, re.M)
-    return {name: int(minutes) for name, minutes in rows}
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_readme_bench_notes_and_notebook_name_the_same_minutes(path):
-    minutes = minutes_in_readme()[path.stem]
+    minutes = int(benchmarks.promised(path)[0] / 60)
     bench = pd.read_csv(TABLES / "bench.csv").set_index("name").loc[f"{path.stem}: Run All"]
     assert bench["promised"] == 60 * minutes and bench["ours"] <= 60 * minutes
     assert bench["ours"] > 60 * (minutes - 1) - 1  # promised with less than a minute to spare
     taught = [int(cell) for cell in columns(path, "minutes to teach")]
     unit = "minute" if minutes == 1 else "minutes"
     assert f": {minutes} {unit} to run, {sum(taught)} to teach." in chapter(path)
-    needs = nbformat.read(path, as_version=4).cells[0].source.partition("You'll need:")[2]
+    needs = lessons.cells(path)[0].source.partition("You'll need:")[2]
     said = re.search(r"(?:about|under) (a|\d+) minute", needs)
     assert said and int(said[1].replace("a", "1")) == minutes
 
@@ -204,16 +198,14 @@ def numbers(text: str) -> set[float]:
 
 def known(path: Path) -> set[float]:
     """Return the numbers in a notebook's code and outputs."""
-    code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-    outputs = [output for cell in code for output in cell.outputs]
-    shown = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs]
-    return numbers("\n".join([*shown, *(cell.source for cell in code)]))
+    code = [cell for cell in lessons.cells(path) if cell.cell_type == "code"]
+    return numbers("\n".join(lessons.said(cell.outputs) + "\n" + cell.source for cell in code))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_is_said_at_a_figure_has_its_numbers_in_the_notebook(path):
     """One remark per figure in the notes, and the notes on the slides."""
-    code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    code = [cell for cell in lessons.cells(path) if cell.cell_type == "code"]
     said = chapter(path).split("**Say at the figure:**")[1].split("**Show")[0]
     remarks = re.findall(r"^- Section \d+, [^:]+:(.*?)(?=^- |\Z)", said, re.MULTILINE | re.DOTALL)
     figures = [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {})]
@@ -258,6 +250,6 @@ def test_an_invented_number_is_seen():
 
 @pytest.mark.parametrize("name", pictures.PICTURES)
 def test_the_pictures_are_those_of_the_committed_tables(name):
-    drawn = pictures.PICTURES[name]()
+    drawn = pictures.draw(name)
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == drawn
     ElementTree.fromstring(drawn)  # well formed, whatever stands in a title or a reason

@@ -1,7 +1,5 @@
 """One source of dependencies: the locks follow pyproject.toml, and the code its extras."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re
@@ -78,7 +76,7 @@ sys.meta_path.insert(0, Block)
 
 def test_what_needs_no_extra_runs_without_one():
     """The commands, and the set-up cells of the notebooks that ask for no extra."""
-    cells = ["import course"]
+    cells = ["import course, copies, page"]
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         if "pip install -e" not in notebook.cells[0].source:

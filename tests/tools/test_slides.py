@@ -1,15 +1,15 @@
 """Decks: little on a slide, nothing typed twice, and all of it fits the screen."""
 
-from __future__ import annotations
-
 import re
 
+import lessons
 import pytest
 import yaml
 
 from conftest import ROOT
 
 bs4 = pytest.importorskip("bs4", reason='needs the tools extra: pip install -e ".[tools]"')
+pytest.importorskip("sphinx_revealjs")
 slides = pytest.importorskip("slides")
 ENTRIES = yaml.safe_load((slides.DECKS / "decks.yaml").read_text(encoding="utf-8"))
 NAMES = r"\{.*?\}|user 12|User 12|Llama 2|SmolLM2"  # what is found in outputs, and what is a name
@@ -19,11 +19,10 @@ TOO_LARGE = """() => [...Reveal.getCurrentSlide().querySelectorAll('h2, div, div
 
 
 @pytest.fixture(scope="module")
-def decks(tmp_path_factory):
+def decks(tmp_path_factory, settings):
     """The three pages."""
-    pytest.importorskip("sphinx_revealjs")
     folder = tmp_path_factory.mktemp("decks")
-    slides.write_decks(ROOT, folder)
+    slides.write(folder, settings)
     return {minutes: folder / f"{minutes}_minutes.html" for minutes in slides.PLANS}
 
 
@@ -45,9 +44,9 @@ def test_no_number_is_typed_and_what_is_not_there_is_named():
         own = " ".join(str(entry.get(key, "")) for key in ("head", "say", "text"))
         assert not re.search(r"\d", re.sub(NAMES, "", own)), entry
     builder = slides.Builder(ROOT)
-    with pytest.raises(slides.SlideError, match="figure nowhere"):
+    with pytest.raises(lessons.LessonError, match="figure nowhere"):
         builder.slide({"head": "x", "show": "figure nowhere"})
-    with pytest.raises(slides.SlideError, match="not there"):
+    with pytest.raises(lessons.LessonError, match="not there"):
         builder.slide({"head": "x", "show": "output c01018", "say": "{c01018|(no such words)}"})
 
 

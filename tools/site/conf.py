@@ -15,13 +15,12 @@ from sphinx.application import Sphinx
 
 from helpers.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-import page  # noqa: E402
-import publish  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import lessons
+import page
+import publish
 
-ADDRESS = publish.repository(ROOT)
-PAGE = r'<a href="../page/index.html">\1</a>'  # as seen from a notebook
+ADDRESS = publish.repository(lessons.ROOT)
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg.js"
 
 project = html_title = "LLM-powered recommenders"
@@ -29,20 +28,19 @@ author = ""
 copyright = "the contributors of this course; text and figures CC BY 4.0"
 extensions = ["myst_nb", "sphinx_design"]
 root_doc = "README"
-include_patterns = ["*.md", "docs/*.md", "data/README.md", "data/replies/README.md"]
-include_patterns += ["data/sample/README.md", "notebooks/*.ipynb", "notebooks/appendix/*.ipynb"]
+include_patterns = ["*.md", "docs/*.md", "data/**README.md", "notebooks/**.ipynb"]
 exclude_patterns = [".*", "build", "shared", "src", "tests", "work"]
 templates_path = ["templates"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
-nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # widgets need a kernel; their script a network
+nb_ipywidgets_js: dict = {}  # widgets need a kernel; their script a network
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 mathjax_path = MATHJAX.name
 
 html_theme = "sphinx_book_theme"
-html_static_path = ["static", str(MATHJAX), str(ROOT / "docs" / "page.png")]
+html_static_path = ["static", str(MATHJAX), str(lessons.ROOT / "docs" / "page.png")]
 html_css_files = ["site.css"]
 html_context = {"default_mode": "auto"}
 html_theme_options = {"navbar_persistent": [], "use_fullscreen_button": False}
@@ -54,11 +52,11 @@ if ADDRESS:
 def front_page(text: str) -> str:
     """Return the README as the site's first page: with doors instead of links, and contents."""
     text = re.sub(rf"(- \*\*Read it.*?)?{publish.LAUNCH}.*{publish.LAUNCH}", "", text, flags=re.S)
-    doors, contents = (ROOT / "tools/site/front.md").read_text("utf-8").split("\n\n")
+    doors, contents = Path(__file__).with_name("front.md").read_text("utf-8").split("\n\n")
     named = re.findall(r"\| \[(.*?)\]\((notebooks/\w+)\.ipynb\)", text)
-    entries = "\n".join(f"{title} <{path}>" for title, path in named)
+    contents = contents.replace("NOTEBOOKS", "\n".join(f"{title} <{at}>" for title, at in named))
     title, opening, rest = text.split("\n\n", 2)
-    return "\n\n".join([title, opening, doors, rest, contents.replace("NOTEBOOKS", entries)])
+    return "\n\n".join([title, opening, doors, rest, contents])
 
 
 def on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
@@ -66,22 +64,20 @@ def on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
     if not name.startswith("notebooks/"):
         # To Sphinx a notebook is a page; the template is a file to copy.
         template = r"\[([^\]]*)\]\(([^)\s]*\btemplate\.ipynb)\)"
-        content[0] = re.sub(template, r"{download}`\1 <\2>`", content[0])
-        content[0] = front_page(content[0]) if name == root_doc else content[0]
+        text = re.sub(template, r"{download}`\1 <\2>`", content[0])
+        content[0] = front_page(text) if name == root_doc else text
         return
     notebook = nbformat.reads(content[0], as_version=4)
     for cell in notebook.cells:
         cell.source = re.sub(rf"\n*{publish.NAV}\n*.*", "", cell.source)  # the theme has its own
-        cell.source = re.sub("`(build/page/index.html)`", PAGE, cell.source)
+        page_link = r'<a href="../page/index.html">\1</a>'
+        cell.source = re.sub("`(build/page/index.html)`", page_link, cell.source)
         tags = cell.metadata.setdefault("tags", [])
         tags += ["hide-cell"] * ("solution" in tags) + ["hide-input"] * ("setup" in tags)
         for output in cell.get("outputs", []):
-            shown = output.get("data", {})
-            alts = re.findall("<title>(.*)</title>", shown.get("image/svg+xml", ""))
-            alts += [png.alt for png in output.get("metadata", {}).values() if "alt" in png]
-            if alts:  # MyST reads a figure's alt text from here
-                cell.metadata["mystnb"] = {"image": {"alt": alts[0]}}
-            if "application/vnd.jupyter.widget-view+json" in shown:
+            if alt := lessons.alt(output):  # MyST reads a figure's alt text from here
+                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
                 output.data = {"text/plain": "(Controls, which need a running kernel.)"}
     content[0] = nbformat.writes(notebook)
 
@@ -90,9 +86,9 @@ def add_launch(app: Sphinx, name: str, template: str, context: dict, _: object) 
     """Add launch buttons to a notebook's page."""
     if ADDRESS and name.startswith("notebooks/"):
         links = publish.launch_links(ADDRESS, f"{name}.ipynb").items()
+        buttons = [{"type": "link", "text": place, "url": url} for place, url in links]
         group = {"type": "group", "icon": "fas fa-rocket", "tooltip": "Run it", "label": "launch"}
-        group["buttons"] = [{"type": "link", "text": place, "url": url} for place, url in links]
-        context["header_buttons"].append(group)
+        context["header_buttons"].append(group | {"buttons": buttons})
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
-import cluster
+import clusters
 import pandas as pd
 import pytest
 
@@ -58,8 +55,8 @@ def one_machine(home) -> dict:
 
 
 @pytest.fixture(scope="module")
-def two_workers():
-    with cluster.local_cluster() as running:
+def two_workers(tmp_path_factory):
+    with clusters.local_cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
     assert all(worker.poll() is not None for worker in running[1])
 
@@ -83,9 +80,9 @@ def test_a_cluster_gives_the_numbers_of_one_machine(two_workers, one_machine, ho
 
 
 @pytest.mark.slow
-def test_spark_connect_gives_the_numbers_of_one_machine(one_machine, home):
+def test_spark_connect_gives_the_numbers_of_one_machine(one_machine, home, tmp_path):
     pytest.importorskip("grpc", reason="needs the scale extra: pip install -e '.[scale]'")
-    with cluster.connect_server("local[2]") as address:
+    with clusters.connect_server(tmp_path, "local[2]") as address:
         # There is no Java on a client's machine.
         found = finish(start(home, "remote", SPARK_REMOTE=address, JAVA_HOME=str(home / "no-java")))
     assert found["remote"] and not one_machine["remote"]
@@ -99,7 +96,7 @@ def test_the_job_finishes_when_a_worker_is_killed_half_way(two_workers, one_mach
     try:
         # The client says so in the middle of ALS, while tasks run.
         assert process.stdout.readline() == "RUNNING\n"
-        cluster.kill(workers[0])
+        clusters.kill(workers[0])
         assert process.poll() is None
     except BaseException:
         process.kill()
@@ -107,22 +104,3 @@ def test_the_job_finishes_when_a_worker_is_killed_half_way(two_workers, one_mach
     found = finish(process)
     check_same(found, one_machine, home, "killed")
     assert found["executors"] == 1
-
-
-def test_the_command_prints_what_to_set_and_stops_at_ctrl_c():
-    command = [sys.executable, str(ROOT / "tools" / "cluster.py"), "--workers", "0"]
-    # A run in the background ignores Ctrl-C, and its children inherit that.
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("export SPARK_MASTER=spark://127.0.0.1:")
-        address = ("127.0.0.1", int(line.rpartition(":")[2]))
-        socket.create_connection(address, 5).close()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.communicate()
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address, 5)
