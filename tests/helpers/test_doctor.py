@@ -29,7 +29,10 @@ def test_every_check_prints_a_line(monkeypatch, settings, capsys, spark):
     assert doctor.main() == 0
     printed = capsys.readouterr().out
     assert printed.count("\n") == len(doctor.CHECKS) + 1
-    assert "OK    Data: a SIMULATED sample, not MovieLens (found by MOVIELENS_DIR): set" in printed
+    assert "WARN  Data: a SIMULATED sample, not MovieLens (found by MOVIELENS_DIR): set" in printed
+    assert "OK    Spark: it starts, counts and writes" in printed
+    with pytest.raises(OSError, match=r"1\.0 GB free, 1\.7 are needed"):
+        doctor.room(2**30)
 
 
 def test_a_question_shows_what_the_server_answers(monkeypatch, tmp_path):

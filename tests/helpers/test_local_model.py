@@ -69,6 +69,16 @@ def test_it_answers_what_no_record_answers_under_its_own_name(project):
         assert llm.ask(client, other).source == "local"
 
 
+def test_a_server_that_ended_is_started_again(tmp_path):
+    log = tmp_path / "log"
+    first = local_model.server(log)
+    assert local_model.server(log) is first and first.runs()
+    first.close()
+    again = local_model.server(log)
+    assert again is not first and again.runs()
+    again.close()
+
+
 def test_prompts_of_the_past_take_no_memory(server):
     """llama.cpp would keep their keys and values, 23 kB a token, up to eight gigabytes."""
     served = [p for p in psutil.Process().children() if "helpers.local_model" in p.cmdline()]

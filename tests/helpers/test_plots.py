@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import pytest
 
 from helpers import plots
 
@@ -33,6 +34,8 @@ def test_lines_and_intervals_stand_at_their_values():
     *drawn, level = figure.axes[0].lines
     assert [line.get_label() for line in drawn] == ["mean", "low", "high"]
     assert list(drawn[2].get_xydata().ravel()) == [5, 0.4, 9, 0.2] and level.get_ydata()[0] == 0.3
+    with pytest.raises(ValueError, match="8 lines; at most seven"):
+        plots.lines(pd.DataFrame([range(8)]), xlabel="x", ylabel="y")
     dots = plots.intervals(table, xlabel="NDCG").axes[0]
     assert list(dots.lines[0].get_xydata().ravel()) == [0.2, 1, 0.1, 0]  # the first row on top
     assert [label.get_text() for label in dots.get_yticklabels()] == ["5", "9"]
