@@ -52,7 +52,7 @@ class LocalServer:
                 command, text=True, stdin=pipe, stdout=pipe, stderr=file
             )
         self._address = self._process.stdout.readline().strip()
-        if not self._address:
+        if not self._address.startswith("http"):
             self.close()
             raise openai.OpenAIError(
                 f"No local model: {Path(command[-1]).name} cannot be loaded, as if it were cut, or "

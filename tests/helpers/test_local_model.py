@@ -137,6 +137,49 @@ def test_a_file_that_cannot_be_loaded_is_one_sentence(tmp_path, content, monkeyp
         local_model.LocalServer()
 
 
+STARVED = """
+import resource, openai
+from helpers import local_model
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
+try:
+    local_model.LocalServer()
+except openai.OpenAIError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
+def test_a_model_that_does_not_fit_the_memory_is_one_sentence():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", STARVED]
+    (said,) = subprocess.check_output(command, env=environment, text=True).splitlines()
+    assert said.startswith("No local model:") and "larger than the memory" in said
+
+
+JOB = """
+from research import scale
+question = "Rank A and B for viewer {} as JSON."
+users = [(i, [1, 2], [{"role": "user", "content": question.format(i)}]) for i in range(40)]
+for ranked in scale.rank_users(users, concurrency=4, progress=False, max_completion_tokens=80):
+    print(ranked.user, ranked.source, flush=True)
+"""
+
+
+def test_a_job_of_forty_users_is_killed_and_goes_on(live):
+    named = {"OPENAI_BASE_URL": live.llm_base_url, "LLM_MODEL": local_model.MODEL}
+    named |= {"LLM_MODE": "live", "HELPERS_HOME": str(live.root), "PYTHONPATH": str(ROOT / "src")}
+    start = {"stdout": subprocess.PIPE, "text": True, "env": {**os.environ, **named}}
+    with subprocess.Popen([sys.executable, "-c", JOB], **start) as job:
+        given = [job.stdout.readline().split()[0] for _ in range(10)]
+        job.send_signal(signal.SIGKILL)
+    kept = len(LocalStore(live.cache_dir / "replies.jsonl").all())
+    done = subprocess.run([sys.executable, "-c", JOB], **start, check=True)
+    sources = dict(line.split() for line in done.stdout.splitlines())
+    assert len(sources) == 40 and list(sources.values()).count("store") == kept >= 1
+    assert {sources[user] for user in given} == {"store"}
+
+
 def test_without_its_packages_the_course_says_so_and_goes_on(project, monkeypatch):
     monkeypatch.setattr(local_model.importlib.util, "find_spec", lambda _: None)
     assert "xllamacpp is not installed" in local_model.missing()
