@@ -6,10 +6,8 @@ stopped and goes on where it was; an hour on one CPU thread. ``--base``: pretrai
 """
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from types import SimpleNamespace as Work
 from typing import NamedTuple
 
 import numpy as np
@@ -21,15 +19,13 @@ from tqdm import tqdm
 from research import adapting, questions
 from research.adapting import CrossEncoder, Model
 from research.language_model import Prompt, Schedule, save_adapter, teach
-from research.questions import LIKED, Course, Question, beside, short, worded
+from research.questions import LIKED, WORDINGS, Course, Question, beside, short, shown, worded
 from research.training import kept_rows
 
 COMMAND = "python tools/experiments/11_adapting.py"
 QUESTIONS = 96  # that each training reads, once
 SHOTS = (1, 4, 8)
-SEEDS = (0, 1, 2)
 TESTED = {"rank": None, "like": 150}  # test users, drawn at random; None: all that have a question
-CHECKED = 60  # validation users
 RATES = {"soft": (1e-2, 5e-2), "lora": (1e-3, 3e-3), "cross": (5e-5, 2e-4)}
 MIXED = ("rank", "like", "rate", "genre")
 Asked = dict[int, Question]
@@ -65,16 +61,15 @@ def training(course: Course, tasks: Sequence[str], seed: int) -> list[Question]:
     for place, task in enumerate(tasks):
         pool = course.train["like" if task == "genre" else task]
         for i in random.permutation(len(pool))[: len(range(place, QUESTIONS, len(tasks)))]:
-            drawn.append(short(pool[i], random))
-            if task == "genre":
-                drawn[-1] = questions.about_genre(drawn[-1], course, random)
+            each = short(pool[i], random)
+            drawn.append(questions.about_genre(each, course, random) if task == "genre" else each)
     return [drawn[i] for i in random.permutation(len(drawn))]
 
 
 def asking(course: Course, stage: str, task: str) -> Asked:
     """Return the questions of ``validation`` or ``test`` by user, always the same."""
     pool, random = getattr(course, stage)[task], np.random.default_rng(0)
-    n = CHECKED if stage == "validation" else TESTED[task]
+    n = 60 if stage == "validation" else TESTED[task]
     users = sorted(random.permutation(sorted(pool))[:n].tolist())
     return {user: short(pool[user], random) for user in users}
 
@@ -82,7 +77,7 @@ def asking(course: Course, stage: str, task: str) -> Asked:
 def placed(asked: Asked, rows: Sequence[np.ndarray]) -> pd.DataFrame:
     """Return the right answer's place (ties stand before it), its loss, and P(first answer)."""
     labels = [worded(question).label or 0 for question in asked.values()]
-    pairs = list(zip(rows, labels, strict=True))
+    pairs = zip(rows, labels, strict=True)
     facts = [((row >= row[label]).sum(), -row[label], np.exp(row[0])) for row, label in pairs]
     table = pd.DataFrame(facts, columns=["place", "loss", "yes"])
     return table.assign(userId=list(asked), label=labels, trained=0)
@@ -94,9 +89,8 @@ def trivial(course: Course, task: str, asked: Asked) -> dict[str, list[np.ndarra
     titles, liked = known["movieId"].map(course.titles), known["rating"] >= LIKED
     count, whole = titles.value_counts(), liked.mean()
     if task == "rank":
-        pools = [question.candidates for question in asked.values()]
-        counts = [count.reindex(pool, fill_value=0).to_numpy() for pool in pools]
-        return {"popularity": counts, "retriever's order": [-np.arange(len(p)) for p in pools]}
+        counts = [count.reindex(q.candidates, fill_value=0).to_numpy() for q in asked.values()]
+        return {"popularity": counts, "retriever's order": [-np.arange(len(c)) for c in counts]}
     by_user = liked.groupby(known["userId"]).mean()
     by_movie = (liked.groupby(titles).sum() + 5 * whole) / (count + 5)
     share = np.mean([float(question.truth or 0) >= LIKED for question in course.train["like"]])
@@ -117,100 +111,80 @@ def untrained(course: Course, task: str, asked: Asked, base: Model) -> dict[str,
     sets = np.random.default_rng(0).permutation(len(pool))[: 3 * max(SHOTS)].reshape(3, -1)
     turns = {user: np.roll(range(3), -(i % 3)) for i, user in enumerate(asked)}
     of = {u: next(s for s in turn if u not in owners[sets[s]]) for u, turn in turns.items()}
-    found = {}
-    for wording in questions.WORDINGS:
-        prompts = [worded(question, wording) for question in asked.values()]
-        found[f"zero-shot, {wording}"] = base.scores(prompts, 8)
+    zero = {way: [worded(question, way) for question in asked.values()] for way in WORDINGS}
+    found = {f"zero-shot, {way}": base.scores(prompts, 8) for way, prompts in zero.items()}
     for count in SHOTS:
         rows: dict[int, np.ndarray] = {}
         for number, places in enumerate(sets):
             examples = [short(pool[i], np.random.default_rng(0)) for i in places[:count]]
             mine = [user for user in asked if of[user] == number]
-            prompts, before = [worded(asked[user]) for user in mine], questions.shown(examples)
-            rows |= zip(mine, adapting.scores_after(base, before, prompts), strict=True)
+            prompts = [worded(asked[user]) for user in mine]
+            rows |= zip(mine, adapting.scores_after(base, shown(examples), prompts), strict=True)
         found[f"{count} examples in context"] = [rows[user] for user in asked]
     return found
 
 
-@dataclass
-class Trainer:
-    """Trains models and asks them; what is done is kept in ``folder``."""
+def trained(work: Work, way: Way, rate: float, seed: int) -> Model:
+    """Return the trained model; its state is kept."""
+    others = {"cross": CrossEncoder.packaged, "soft": work.llm.with_soft_prompt}
+    model = (others.get(way.kind) or work.llm.clone().with_lora)(seed=seed)
+    prompts = way.prompts(training(work.course, way.tasks, seed))
+    how = Schedule(rate, 4, 5, seed, 4, way.among)
+    path = work.settings.cache_dir / "adapting" / f"{way} {rate} {seed}.pt"
+    list(tqdm(teach(model, prompts, how, path=path), path.stem, mininterval=30))
+    return model
 
-    course: Course
-    base: Model
-    folder: Path
 
-    def trained(self, way: Way, rate: float, seed: int) -> Model:
-        """Return the trained model."""
-        if way.kind == "cross":
-            model = CrossEncoder.packaged(seed)
-        elif way.kind == "soft":
-            model = self.base.with_soft_prompt(seed=seed)
-        else:
-            model = self.base.clone().with_lora(seed=seed)
-        prompts = way.prompts(training(self.course, way.tasks, seed))
-        how, path = (
-            Schedule(rate, 4, 5, seed, 4, way.among),
-            self.folder / f"{way} {rate} {seed}.pt",
-        )
-        list(tqdm(teach(model, prompts, how, path=path), path.stem, mininterval=30))
-        return model
+def answers(work: Work, stage: str, task: str, way: Way, rate: float, seed: int) -> pd.DataFrame:
+    """Return a row for each user of a stage; the rows are kept."""
 
-    def answers(self, stage: str, task: str, way: Way, rate: float, seed: int) -> pd.DataFrame:
-        """Return a row for each user of a stage."""
+    def compute() -> dict:
+        asked, model = asking(work.course, stage, task), trained(work, way, rate, seed)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            rows = model.scores(way.prompts(asked.values()), 8)
+        return dict(placed(asked, rows).assign(trained=model.parameters()[0]))
 
-        def compute() -> dict:
-            asked, model = asking(self.course, stage, task), self.trained(way, rate, seed)
-            with torch.autocast(model.device.type, torch.bfloat16):
-                rows = model.scores(way.prompts(asked.values()), 8)
-            return dict(placed(asked, rows).assign(trained=model.parameters()[0]))
-
-        path = self.folder / f"{stage} {task} {way} {rate} {seed}.npz"
-        return pd.DataFrame(kept_rows(path, compute))
-
-    def rate(self, kind: str) -> float:
-        """Return the rate with the lowest validation loss in ranking, with seed 0."""
-        way = next(each for each in ways("rank").values() if each.kind == kind)
-        tried = [self.answers("validation", "rank", way, rate, 0) for rate in RATES[kind]]
-        return RATES[kind][int(np.argmin([rows.loss.mean() for rows in tried]))]
+    path = work.settings.cache_dir / "adapting" / f"{stage} {task} {way} {rate} {seed}.npz"
+    return pd.DataFrame(kept_rows(path, compute))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", action="store_true", help="pretrain the small model, no more")
-    options, notebook = parser.parse_args(), begin("11", "adapting_base")
-    settings, course, tables = notebook.settings, notebook.course, []
+    options, work = parser.parse_args(), begin("11", "adapting_base")
+    settings, course, tables, rates = work.settings, work.course, [], {}
+    weights = (settings.data_dir if work.dataset.verified else settings.cache_dir) / "weights"
     if options.base:
-        course = Course.of(notebook.dataset)
-        small = adapting.small(course)
-        adapting.pretrain(small, course, adapting.EPOCHS)
-        folder = settings.data_dir if notebook.dataset.verified else settings.cache_dir
-        path = folder / "weights" / "adapting_base.safetensors"
-        adapting.save_base(small, path, f"{COMMAND} --base")
-        sys.exit()
-    trainer = Trainer(course, Model.load(settings), settings.cache_dir / "adapting")
+        small = adapting.small(whole := Course.of(work.dataset))
+        adapting.pretrain(small, whole, adapting.EPOCHS)
+        adapting.save_base(small, weights / "adapting_base.safetensors", f"{COMMAND} --base")
+        raise SystemExit
+    work.llm = Model.load(settings)
     for task in TESTED:
         asked = asking(course, "test", task)
         quiet = trivial(course, task, asked)
-        with torch.autocast(trainer.base.device.type, torch.bfloat16):
-            found = quiet | untrained(course, task, asked, trainer.base)
+        with torch.autocast(work.llm.device.type, torch.bfloat16):
+            found = quiet | untrained(course, task, asked, work.llm)
         for way, rows in found.items():
             table = placed(asked, rows).assign(task=task, way=way, seed=-1, rate=np.nan)
             tables.append(table.assign(loss=np.nan) if way in quiet else table)
-    plan = [(seed, task, *each) for seed in SEEDS for task in TESTED for each in ways(task).items()]
-    plan.sort(key=lambda each: (each[0] > 0 and len(each[3].tasks) > 1, each[0]))
-    rates = {kind: trainer.rate(kind) for kind in RATES}
+    for kind, tried in RATES.items():  # the best on validation in ranking, with seed 0
+        way = next(each for each in ways("rank").values() if each.kind == kind)
+        losses = [answers(work, "validation", "rank", way, rate, 0).loss.mean() for rate in tried]
+        rates[kind] = tried[int(np.argmin(losses))]
+    plan = [
+        (seed, task, *each) for seed in range(3) for task in TESTED for each in ways(task).items()
+    ]
+    plan.sort(key=lambda each: each[0] > 0 and len(each[3].tasks) > 1)
     for seed, task, name, way in plan:  # further seeds of instruction tuning come last
-        rate = rates[way.kind]
-        table = trainer.answers("test", task, way, rate, seed)
-        tables.append(table.assign(task=task, way=name, seed=seed, rate=rate))
-        print(task, name, seed, f"place {table.place.mean():.2f}", flush=True)
-    table = pd.concat(tables)
-    table["yes"] = table["yes"].where(table["task"] == "like")
+        facts = {"task": task, "way": name, "seed": seed, "rate": rates[way.kind]}
+        tables.append(answers(work, "test", task, way, rates[way.kind], seed).assign(**facts))
+        print(*facts.values(), f"place {tables[-1].place.mean():.2f}", flush=True)
+    table = pd.concat(tables).assign(yes=lambda t: t["yes"].where(t["task"] == "like"))
     users = ["task", "way", "seed", "userId", "label", "place", "yes"]
     save(table[users].round(4), "11_users")
     how = {"trained": "first", "rate": "first", "userId": "size", "place": "mean", "loss": "mean"}
     facts = table.groupby(users[:3], sort=False).agg(how).rename(columns={"userId": "users"})
     save(facts.reset_index(), "11_adapting")
-    lora = trainer.trained(ways("rank")["LoRA, task loss"], rates["lora"], 0)
-    save_adapter(lora, settings.data_dir / "weights" / "adapting_lora.safetensors", COMMAND)
+    lora = trained(work, ways("rank")["LoRA, task loss"], rates["lora"], 0)
+    save_adapter(lora, weights / "adapting_lora.safetensors", COMMAND)
