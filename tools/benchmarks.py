@@ -78,13 +78,11 @@ def main(names: list[str]) -> int:
     """Measure the notebooks whose names begin so (all by default); return 1 if one was missed."""
     dataset, missed = data.locate(), False
     print(dataset.describe())
-    for path in lessons.paths():
-        if not path.name.startswith(tuple(names or [""])):
-            continue
+    for path in [p for p in lessons.paths() if p.name.startswith(tuple(names or [""]))]:
         *ours, parts = measure(path, dataset)
-        table = pd.DataFrame({"ours": ours, "promised": promised(path), "unit": ["s", "MB"]})
-        table.insert(0, "name", [f"{path.stem}: {what}" for what in ("Run All", "peak memory")])
-        table["ours"] = [float(f"{value:.4g}") for value in ours]
+        what, ours = ["Run All", "peak memory"], [float(f"{value:.4g}") for value in ours]
+        table = pd.DataFrame({"name": [f"{path.stem}: {each}" for each in what], "ours": ours,
+                              "promised": promised(path), "unit": ["s", "MB"]})  # fmt: skip
         table["met"] = table["ours"] <= table["promised"]
         print(table.to_string(index=False, header=False), flush=True)
         missed |= not table["met"].all()

@@ -69,8 +69,7 @@ def unspoiled(source: str, told: set[str], under_output: bool) -> str:
     for item in items:
         text = item.strip()
         under_output &= not text.startswith("#")
-        plain = NOT_RESULTS.sub("", text)
-        numbers = set(NUMBER.findall(plain))
+        numbers = set(NUMBER.findall(plain := NOT_RESULTS.sub("", text)))
         words = WORD.search(plain) and item is not items[-1]  # the last leads on to the next cell
         tells = numbers & told or (under_output and (numbers or words))
         if not tells or text.startswith(("#", "|", "!", "<", "```")) or "$" in text:
@@ -109,16 +108,15 @@ def live_copy(notebook: NotebookNode) -> NotebookNode:
 
 def check(name: str) -> None:
     """Run the course's cell beside the learner's and say whether both show the same."""
-    read = ([c for c in lessons.cells(p) if c.cell_type == "code"] for p in lessons.paths())
-    code = next(code for code in read if name in {cell.id for cell in code})
-    first = next(number for number, cell in enumerate(code) if cell.id == name)
-    last = next(number for number in range(first, len(code)) if code[number].outputs)
-    source, names = code[first].source, taught(code[first])
+    code = [c for p in lessons.paths() for c in lessons.cells(p) if c.cell_type == "code"]
+    code = code[[cell.id for cell in code].index(name) :]
+    last = next(number for number, cell in enumerate(code) if cell.outputs)
+    source, names = code[0].source, taught(code[0])
 
     def shows(own: str) -> str:
         space = dict(get_ipython().user_ns)
         with capture_output() as captured:
-            for part in (own, *(cell.source for cell in code[first + 1 : last + 1])):
+            for part in (own, *(cell.source for cell in code[1 : last + 1])):
                 exec(part, space)
         shown = lessons.said([{"data": output.data} for output in captured.outputs])
         return f"{captured.stdout}\n{shown}"
@@ -126,8 +124,7 @@ def check(name: str) -> None:
     try:
         pair = shows(source), shows(with_todo(source, names, todo=False))
     except Exception as error:
-        why = type(error).__name__
-        return print(f"Not yet: run the cells above, each # TODO filled in ({why}).")
+        return print(f"Not yet: run the cells above, each # TODO done ({type(error).__name__}).")
     lines = zip_longest(*(text.splitlines() for text in pair), fillvalue="")
     if other := next((two for two in lines if two[0] != two[1]), None):
         course, yours = (shorten(line, 60) for line in other)

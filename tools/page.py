@@ -111,8 +111,9 @@ class Course:
         rated = candidates.history(mine if core else train, self.movies, user)
         text, claims = "", []
         if written := profile(self.store, rated):
-            liked, disliked = candidates.liked(rated), candidates.disliked(rated)
-            table = audit.audit_profile(written, liked, disliked)
+            table = audit.audit_profile(
+                written, candidates.liked(rated), candidates.disliked(rated)
+            )
             text = prompts.profile_as_text(written, table)
             table = table[table["field"] != "summary"]
             why = table["why"].where(table["verdict"] == "flagged", "")
@@ -179,9 +180,8 @@ def write(folder: Path, settings: Settings) -> None:
         digest = base64.b64encode(hashlib.sha256(parts[name].encode()).digest()).decode()
         parts[f"{name}_HASH"] = f"sha256-{digest}"
     template = Template((SOURCES / "template.html").read_text("utf-8"), keep_trailing_newline=True)
-    page = template.render(parts)
     folder.mkdir(exist_ok=True)
-    (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
+    (folder / "index.html").write_text(template.render(parts), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from helpers.settings import Settings
 
 PLANS = (60, 120, 180)
 DECKS = Path(__file__).with_name("decks")
+INLINE = HtmlFormatter(noclasses=True, nowrap=True)
 REVEAL = Path(sphinx_revealjs.__file__).parent / "_static" / "revealjs"
 
 
@@ -96,8 +97,7 @@ class Builder:
     def code(self, entry: dict, name: str, which: str) -> str:
         first, last = map(int, which.split("-"))
         text = textwrap.dedent("\n".join(self.cells[name].source.splitlines()[first - 1 : last]))
-        formatter = HtmlFormatter(noclasses=True, nowrap=True)
-        return f"<pre>{highlight(text, PythonLexer(), formatter)}</pre>"
+        return f"<pre>{highlight(text, PythonLexer(), INLINE)}</pre>"
 
     def quote(self, entry: dict, name: str, which: str) -> str:
         """Quote from some words to the end of their paragraph, or ``until`` others."""
