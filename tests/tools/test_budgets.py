@@ -1,8 +1,7 @@
 """The house stays small: lines are counted, comments and docstrings included.
 
 The goal for ``helpers`` is 1,600 lines, for ``research`` 5,000, for ``tools`` 2,000. The second is
-reached. What servers, machines and folders really do takes more than the first. The limits here are
-what is reached.
+reached, the other two are not: the limits here are what is reached.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import pytest
 
 from conftest import ROOT
 
-PACKAGES = [("helpers", 3_250, 250), ("research", 5_000, 450)]
+PACKAGES = [("helpers", 2_060, 250), ("research", 5_000, 450)]
 SUBJECTS = [("helpers", "src/helpers"), ("research", "src/research"), ("tools", "tools")]
 
 
@@ -31,7 +30,7 @@ def test_a_package_and_its_modules_fit_their_budgets(package, budget, module_bud
 
 
 def test_the_tools_fit_their_budget():
-    assert 0 < sum(lines(ROOT / "tools").values()) <= 2_905
+    assert 0 < sum(lines(ROOT / "tools").values()) <= 2_165
 
 
 @pytest.mark.parametrize(("tests", "subject"), SUBJECTS)
