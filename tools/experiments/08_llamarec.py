@@ -28,7 +28,7 @@ from research.verbalizer_torch import Verbalizer, efficiency
 
 CHOSEN, MIXED, RANDOM = "own lists, retriever's order", "own lists, mixed", "random movies, mixed"
 COUNTS = "transition counts"
-STRETCHES = 1000  # pieces of 24 titles
+STRETCHES = 320  # pieces of 24 titles
 WEIGHTS = tuple(round(0.1 * tenth, 1) for tenth in range(11))  # of the LLM in the blend
 Logs = dict[int, np.ndarray]
 
@@ -168,13 +168,15 @@ def test(work: Experiment, seeds: Sequence[int]) -> pd.DataFrame:
 def represent(work: Experiment, examples: int) -> pd.DataFrame:
     """Return where the test item stands when movies are written in other ways.
 
-    Each form has an adapter of its own; that of the titles also ranks with other histories.
+    Numbers and titles have an adapter each; that of the titles also reads longer forms, which begin
+    with the title, and other histories.
     """
     parts, tables = work.notebook.protocol.parts, []
     movies, tags = (data.load_pandas(work.notebook.dataset, name) for name in ("movies", "tags"))
     forms = llamarec.forms(movies, tags, pd.concat([parts.validation, parts.test]))
     for what, form in forms.items():
-        ranker = work.adapted(f"as {what}", examples, form=form, what=what)
+        if what in ("number", "title"):
+            ranker = work.adapted(f"as {what}", examples, form=form, what=what)
         for last in [20, 5, 10, 50] if what == "title" else [20]:
             requests = work.requests("test", form=form, last=last, what=what)
             logs = work.ranked(f"test {what} {last} {examples}", requests, lambda m=ranker: m)
