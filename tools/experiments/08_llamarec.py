@@ -22,13 +22,12 @@ from tqdm import tqdm
 from helpers import data, metrics
 from research import llamarec
 from research.language_model import Prompt, Schedule, load_adapter, save_adapter, teach
-from research.llamarec import Requests, TitleModel, inside, letter_logs
+from research.llamarec import Requests, inside, letter_logs
 from research.training import kept_rows
 from research.verbalizer_torch import Verbalizer, efficiency
 
 CHOSEN, MIXED, RANDOM = "own lists, retriever's order", "own lists, mixed", "random movies, mixed"
 COUNTS = "transition counts"
-STRETCHES = 320  # pieces of 24 titles
 WEIGHTS = tuple(round(0.1 * tenth, 1) for tenth in range(11))  # of the LLM in the blend
 Logs = dict[int, np.ndarray]
 
@@ -114,12 +113,6 @@ def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
         rows.append((way, count, loss if model else np.nan, at.mean, at.low, at.high, at.users))
         print(*rows[-1], flush=True)
 
-    def title_model() -> Verbalizer:
-        base = TitleModel.load(work.notebook.settings, four_bit=True).with_lora(rank=16, seed=0)
-        pieces = llamarec.stretches(work.notebook.protocol.seen, work.notebook.titles)
-        pieces = [pieces[i] for i in np.random.default_rng(0).permutation(len(pieces))]
-        return work.taught("titles seed 0", base, pieces, STRETCHES)
-
     judge("own order", 0, shown, None)
     ladder = [count for count in (640 * 2**i for i in range(20)) if count < further]
     plan = [(way, examples) for way in (CHOSEN, MIXED, RANDOM)]
@@ -129,7 +122,6 @@ def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
     judge("zero-shot, retriever's order", 0, shown, work.base)
     judge("zero-shot, mixed", 0, mixed, work.base)
     judge("zero-shot, likelihood of titles", 0, shown, work.base, by=llamarec.title_logs)
-    judge("likelihood of titles", STRETCHES, shown, title_model, by=llamarec.title_logs)
     return pd.DataFrame(rows, columns=["way", "questions", "loss", "value", "low", "high", "users"])
 
 
