@@ -100,8 +100,16 @@ def _fit(value: Any, schema: type[BaseModel] | Body) -> Any:
     return value
 
 
-def outcome_of(response: Any, source: str = "") -> Outcome:
-    """Return what the JSON of a completion says; any other value is a fault too."""
+def estimate_tokens(body: Body) -> int:
+    """Estimate the prompt tokens of a request: one per 4 characters, 4 more per message."""
+    messages = body.get("messages") or []
+    texts = [message.get("content") or "" for message in messages] + [body.get("input") or ""]
+    texts += [json.dumps(body["response_format"])] if body.get("response_format") else []
+    return -(-sum(len(str(text)) for text in texts) // 4) + 4 * len(messages)
+
+
+def outcome_of(response: Any, source: str = "", body: Body | None = None) -> Outcome:
+    """Return what the JSON that answers ``body`` says; what is no completion is a fault too."""
     try:
         choice, model = response["choices"][0], str(response.get("model") or "")
         message, finish = choice["message"], choice.get("finish_reason")
@@ -121,12 +129,17 @@ def outcome_of(response: Any, source: str = "") -> Outcome:
         kind, why = "truncated", "the answer was cut at its limit: raise LLM_REPLY_TOKENS"
     elif not (text or "").strip() and not message.get("tool_calls"):
         kind, why = "empty", "the answer is empty"
+    estimate = estimate_tokens({"messages": (body or {}).get("messages")})
+    taken = (response.get("usage") or {}).get("prompt_tokens") or 0
+    if kind in ("ok", "truncated") and estimate > 1000 and 0 < taken < estimate / 2:
+        kind = "prompt_cut"  # some servers drop what is beyond their window without a word
+        why = f"the server read {taken} of about {estimate} tokens: raise its context window"
     return Outcome(text, kind, why, ChatCompletion.construct(**response), None, 0, source, model)
 
 
 def usable(body: Body, response: Any) -> str:
     """Return why the JSON that answers a request may not be stored, or "" where it may."""
-    outcome = outcome_of(response)
+    outcome = outcome_of(response, body=body)
     if body.get("logprobs") and outcome.kind in ("truncated", "empty"):  # one token was wanted
         return "" if response["choices"][0].get("logprobs") else outcome.why
     schema = ((body.get("response_format") or {}).get("json_schema") or {}).get("schema")

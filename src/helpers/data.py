@@ -146,7 +146,8 @@ def load(spark: SparkSession, dataset: Dataset) -> Tables:
     if not (dataset.verified or dataset.simulated):  # Spark reads faults as null, without a word
         check(dataset)
     read = spark.read.options(header=True, encoding="UTF-8", escape='"').csv  # RFC 4180
-    return Tables(*(read(f"{dataset.path}/{name}.csv", SCHEMAS[name]) for name in SCHEMAS))
+    folder = re.sub(r"([][{}*?])", r"\\\1", str(dataset.path))  # no pattern
+    return Tables(*(read(f"{folder}/{name}.csv", SCHEMAS[name]) for name in SCHEMAS))
 
 
 def split(ratings: DataFrame, seed: int = 0) -> list[DataFrame]:

@@ -16,10 +16,10 @@ import pandas as pd
 from openai.lib._parsing._completions import type_to_response_format_param
 
 from helpers import answers, local_model, transport
-from helpers.answers import Body, Outcome
+from helpers.answers import Body, Outcome, estimate_tokens
 from helpers.replies import CommittedStore, LocalStore  # noqa: F401 (llm.CommittedStore)
 from helpers.settings import Settings, SettingsError
-from helpers.transport import Budget, completion_limit, estimate_tokens
+from helpers.transport import Budget, completion_limit
 
 PROVENANCE = "made by a Claude model from the prompt alone, see data/replies/README.md"
 FAULTS = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
@@ -126,7 +126,7 @@ def ask(
 
     A server may write no other labels than those of ``letters`` candidates, each place once. Kinds:
     ok, no_reply, budget, timeout, connection, rate_limited, server_error, rejected, malformed,
-    refusal, truncated, repetition, empty, unreadable.
+    refusal, truncated, repetition, empty, unreadable, prompt_cut.
     """
     if schema is not None:
         options["response_format"] = response_format(schema)
@@ -139,7 +139,7 @@ def ask(
     except FAULTS as error:
         return fault_of(error)
     source = response.headers[transport.SOURCE]
-    outcome = answers.outcome_of(answers.json_of(response.text), source)
+    outcome = answers.outcome_of(answers.json_of(response.text), source, {"messages": messages})
     if schema is None or outcome.kind != "ok":
         return outcome
     made = {"source": source, "model": outcome.model, "response": outcome.response}

@@ -15,7 +15,7 @@ import httpx2
 import openai
 
 from helpers import local_model
-from helpers.answers import Body, json_of, usable
+from helpers.answers import Body, estimate_tokens, json_of, usable
 from helpers.replies import Store, request_key
 from helpers.settings import Settings, SettingsError
 
@@ -32,14 +32,6 @@ class BudgetExceeded(NoReply):
     """The next request could go over the budget; it was not sent."""
 
     kind = "budget"
-
-
-def estimate_tokens(body: Body) -> int:
-    """Estimate the prompt tokens of a request: one per 4 characters, 4 more per message."""
-    messages = body.get("messages") or []
-    texts = [message.get("content") or "" for message in messages] + [body.get("input") or ""]
-    texts += [json.dumps(body["response_format"])] if body.get("response_format") else []
-    return -(-sum(len(str(text)) for text in texts) // 4) + 4 * len(messages)
 
 
 def completion_limit(body: Body) -> int:

@@ -26,9 +26,10 @@ import httpx2
 from tqdm.auto import tqdm
 
 from helpers import answers, llm, ranking
+from helpers.answers import estimate_tokens
 from helpers.replies import Body, LocalStore, request_key
 from helpers.settings import Settings, SettingsError
-from helpers.transport import Budget, completion_limit, estimate_tokens
+from helpers.transport import Budget, completion_limit
 
 RETRIES = 5
 """How often the SDK sends a request again after a 408, 409, 429, 5xx or a lost connection."""

@@ -283,6 +283,16 @@ def test_dollars_need_prices_and_limit_the_tokens_too(offline):
     assert shown["cost (US dollars, at most)"] == "0.0200" and shown["requests"] == 1
 
 
+def test_a_prompt_cut_by_the_servers_window_is_said_and_not_stored(offline):
+    messages = [{"role": "user", "content": "word " * 1600}]  # about 2,000 tokens
+    reply = completion("fine")
+    reply["usage"]["prompt_tokens"] = 512
+    with serve(("ok", reply)) as server:
+        outcome = ask(live(offline, server), messages=messages)
+    assert outcome.kind == "prompt_cut" and "512 of about 2004" in outcome.why
+    assert ask(offline, messages=messages).kind == "no_reply"
+
+
 def test_a_proxy_counts_as_it_does_for_a_plain_client(offline, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serve(("ok", completion("fine"))) as server:
