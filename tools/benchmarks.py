@@ -45,7 +45,7 @@ def measure(path: Path, dataset: data.Dataset) -> tuple[float, float, dict[str, 
         left_out = shutil.ignore_patterns("cache", "ml-*")
         shutil.copytree(lessons.ROOT / "data", Path(folder) / "data", ignore=left_out)
         os.environ |= {"HELPERS_HOME": folder, "MOVIELENS_DIR": str(dataset.path)}
-        memory, start = PeakMemory(os.getpid()), perf_counter()
+        memory, start = PeakMemory(os.getpid(), new=True), perf_counter()
         memory.start()
         cells = course.execute(path).cells
         seconds = perf_counter() - start

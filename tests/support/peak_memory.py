@@ -22,14 +22,15 @@ class PeakMemory(threading.Thread):
     """Samples the memory of a process's descendants until it ends.
 
     Counts proportional set size where the system tells it (Linux), so that shared pages count once,
-    else resident size. With ``itself`` the process counts too.
+    else resident size. With ``itself`` the process counts too, with ``new`` only what starts later.
     """
 
-    def __init__(self, pid: int, *, itself: bool = False) -> None:
+    def __init__(self, pid: int, *, itself: bool = False, new: bool = False) -> None:
         super().__init__(daemon=True)
         self.process, self.peak_mb = psutil.Process(pid), 0.0
         self.parts: list[tuple[str, float]] = []  # names and MB of the processes at the peak
         self.itself, self.done = itself, threading.Event()
+        self.older = set(self.process.children(recursive=True)) if new else set()
 
     def stop(self) -> None:
         """Stop before the process ends."""
@@ -39,7 +40,7 @@ class PeakMemory(threading.Thread):
     def run(self) -> None:
         with contextlib.suppress(psutil.Error):
             while not self.done.wait(0.2) and self.process.status() != psutil.STATUS_ZOMBIE:
-                family = self.process.children(recursive=True)
+                family = [*set(self.process.children(recursive=True)) - self.older]
                 family += [self.process] if self.itself else []
                 parts = [self._name_and_mb(process) for process in family]
                 total = sum(size for _, size in parts)
