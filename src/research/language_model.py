@@ -123,6 +123,14 @@ class LanguageModel:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    def autocast(self) -> torch.autocast:
+        """Return a context of bfloat16 sums: half the time, or no change on a CPU without AVX-512.
+
+        There they were measured to take sixty times as long as those of single precision.
+        """
+        quick = self.device.type != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=quick)
+
     def parameters(self) -> tuple[int, int]:
         """Return how many numbers train, and how many there are."""
         parts = (trainable(self.model), self.model.parameters())
@@ -312,7 +320,7 @@ def teach(
         loss = 0.0
         for start in range(0, len(step), how.size):
             part = step[start : start + how.size]
-            with torch.autocast(model.device.type, torch.bfloat16):
+            with model.autocast():
                 each = model.loss(part, how.among) * len(part) / len(step)
             each.backward()
             loss += each.item()

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from helpers import metrics, prompts, ranking
 from research import content, neural, sequential
-from research.language_model import Schedule, teach
+from research.language_model import Prompt, Schedule, teach
 from research.protocol import CANDIDATES
 from research.sequence_models import Config, Network
 from research.sequential import Interactions
@@ -149,12 +151,31 @@ def train(
 def letter_logs(ranker: Verbalizer, requests: Requests) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each user and the log-probabilities of the candidates among themselves, as shown."""
     for user, (_, question) in requests.items():
-        with torch.autocast(ranker.device.type, torch.bfloat16):
+        with ranker.autocast():
             (row,) = ranker.scores([question.prompt()])
         yield user, row
 
 
 WATCHED = "Movies that a viewer watched, oldest first:\n"
+
+
+class TitleModel(Verbalizer):
+    """A model that learns to write the titles that viewers watched, one a line, in order."""
+
+    def loss(self, batch: Sequence[Prompt], among: str = "all") -> Tensor:
+        """Return the mean cross-entropy of all tokens of each prompt but the first."""
+        rows = [torch.tensor([self.tokens(prompt.text)]).to(self.device) for prompt in batch]
+        pairs = ((self.model(row).logits[0, :-1].float(), row[0, 1:]) for row in rows)
+        return torch.stack([cross_entropy(*pair) for pair in pairs]).mean()
+
+
+def stretches(seen: Interactions, titles: Mapping[int, str], length: int = 24) -> list[Prompt]:
+    """Return each user's history in pieces of ``length`` titles; a shorter rest is left out."""
+    pieces = []
+    for watched in seen.histories():
+        names = [titles[item] for item in seen.items[watched].tolist()]
+        pieces += [names[i : i + length] for i in range(0, len(names) - length + 1, length)]
+    return [Prompt(WATCHED + "".join(f"{name}\n" for name in piece), ()) for piece in pieces]
 
 
 def title_logs(ranker: Verbalizer, requests: Requests) -> Iterator[tuple[int, np.ndarray]]:
@@ -168,7 +189,7 @@ def title_logs(ranker: Verbalizer, requests: Requests) -> Iterator[tuple[int, np
         prefix = ranker.tokens(start)
         ends = [ranker.tokens(start + title + "\n")[len(prefix) :] for title in question.candidates]
         values = []
-        with torch.inference_mode(), torch.autocast(ranker.device.type, torch.bfloat16):
+        with torch.inference_mode(), ranker.autocast():
             core = ranker.model(torch.tensor([prefix]).to(ranker.device), use_cache=True)
             past, first = core.cache, core.logits[0, -1]
             for end in ends:

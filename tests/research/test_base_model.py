@@ -78,6 +78,15 @@ def test_a_title_after_the_history_keeps_the_tokens_before_it(base):
         assert base.tokens(f"{start}{title}\n")[: len(base.tokens(start))] == base.tokens(start)
 
 
+@pytest.mark.parametrize(("cpu", "half"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
+def test_half_precision_is_for_processors_that_are_quick_with_it(base, monkeypatch, cpu, half):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
+    with torch.inference_mode(), base.autocast():
+        assert torch.is_autocast_enabled("cpu") is half
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype is (torch.bfloat16 if half else torch.float32)
+
+
 def test_lora_trains_its_share_and_a_step_lowers_the_loss(tuned, tmp_path):
     assert tuned.parameters()[0] == 460_800
     before = tuned.answer_loss([QUESTION.prompt()])
@@ -133,7 +142,7 @@ def folder(base, tmp_path_factory):
     plain = LlamaForCausalLM(config)
     plain.load_state_dict(base.model.state_dict())
     place = tmp_path_factory.mktemp("served")
-    plain.bfloat16().save_pretrained(place)
+    plain.save_pretrained(place)  # single precision: not every CPU is quick with half
     base.tokenizer.save_pretrained(place)
     return place
 

@@ -222,6 +222,24 @@ def test_letters_and_titles_are_read_from_whole_passes():
             assert value == pytest.approx(float(mean), abs=0.03)
 
 
+def test_a_model_of_titles_learns_the_order_in_which_they_are_watched(train_rows):
+    seen = Interactions.of(train_rows, ITEMS)
+    pieces = llamarec.stretches(seen, TITLES, length=4)
+    first = next(iter(seen.histories()))
+    told = [TITLES[int(item)] for item in seen.items[first[:4]]]
+    assert pieces[0].text.removeprefix(llamarec.WATCHED).splitlines() == told
+    assert len(pieces) == sum(len(watched) // 4 for watched in seen.histories())
+    small = vt.small_ranker(NAMES, hidden=32, layers=2, heads=2)
+    model = llamarec.TitleModel(small.model, small.tokenizer, "a small one")
+    how = llamarec.Schedule(rate=5e-3, batch=1)
+    losses = [loss for _, loss in llamarec.teach(model, pieces[:1], how, until=60)]
+    assert losses[-1] < losses[0] - 4
+    wrong = (TITLES[int(item)] for item in seen.items[-5:])
+    question = vt.LetterQuestion(tuple(told[:3]), (*wrong, told[3]))
+    [(_, values)] = llamarec.title_logs(model, {1: ([], question)})
+    assert values.argmax() == 5
+
+
 def test_ranks_are_those_of_the_label_and_ties_go_to_the_first():
     requests = {user: ([], example(label)) for user, label in ((7, 0), (5, 2), (9, 19))}
     requests[1] = ([], vt.LetterQuestion(("x",), ("y",)))  # what came next is not known

@@ -20,8 +20,6 @@ from pathlib import Path
 
 from misbehaving_server import completion
 
-from research.standin import serve
-
 TEXTS = {
     "prose": "I would rather not choose.",
     "nobody": '{"ranking": ["Z"]}',
@@ -56,6 +54,36 @@ def answer(body: dict, options: dict) -> tuple[int, bytes, dict]:
     return 200, json.dumps(reply).encode(), {}
 
 
+async def serve(options: dict) -> None:
+    """Serve on a free port of this machine and print it; a GET is answered with the log."""
+    level = [0, 0]  # requests being answered now, and the most at one time
+
+    async def connection(reader, writer) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
+                body = await reader.readexactly(int(length[1])) if length else b""
+                if head.startswith("GET"):
+                    told = {"log": LOG, "most": level[1]}
+                    status, data, headers = 200, json.dumps(told).encode(), {}
+                else:
+                    level[0] += 1
+                    level[1] = max(level)
+                    status, data, headers = answer(json.loads(body), options)
+                    await asyncio.sleep(options["latency"])
+                    level[0] -= 1
+                lines = {"Content-Type": "application/json", "Content-Length": len(data), **headers}
+                text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+                writer.write(f"HTTP/1.1 {status} X\r\n{text}\r\n".encode() + data)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(connection, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
 @dataclass
 class Server:
     url: str
@@ -88,10 +116,4 @@ def slow_server(latency: float = 0.2, **options):
 
 
 if __name__ == "__main__":
-    options = json.loads(sys.argv[1])
-    serving = serve(
-        lambda body: answer(body, options),
-        lambda most: {"log": LOG, "most": most},
-        options["latency"],
-    )
-    asyncio.run(serving)
+    asyncio.run(serve(json.loads(sys.argv[1])))

@@ -22,12 +22,13 @@ from tqdm import tqdm
 from helpers import data, metrics
 from research import llamarec
 from research.language_model import Prompt, Schedule, load_adapter, save_adapter, teach
-from research.llamarec import Requests, inside, letter_logs
+from research.llamarec import Requests, TitleModel, inside, letter_logs
 from research.training import kept_rows
 from research.verbalizer_torch import Verbalizer, efficiency
 
 CHOSEN, MIXED, RANDOM = "own lists, retriever's order", "own lists, mixed", "random movies, mixed"
 COUNTS = "transition counts"
+TITLES, STRETCHES = "titles watched, likelihood of titles", 480  # pieces of 24 titles
 WEIGHTS = tuple(round(0.1 * tenth, 1) for tenth in range(11))  # of the LLM in the blend
 Logs = dict[int, np.ndarray]
 
@@ -101,17 +102,31 @@ def own_order(requests: Requests) -> Logs:
 
 
 def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
-    """Train every way on the same questions, then the chosen one on more; judge on validation."""
+    """Train every way on the same questions, then the chosen one on more; judge on validation.
+
+    A row that the table has already is not made again.
+    """
+    columns = ["way", "questions", "loss", "value", "low", "high", "users"]
+    path = data.result_path("08_validation", work.notebook.dataset)
+    old = pd.read_csv(path)[columns].to_numpy().tolist() if path.is_file() else []
+    kept, rows = {(way, count): (way, count, *rest) for way, count, *rest in old}, []
     shown, mixed = work.requests("validation"), work.requests("validation", shuffle=0)
-    rows = []
 
     def judge(way: str, count: int, requests: Requests, model: Callable | None, **how) -> None:
-        name = f"validation {way} {count}"
-        logs = work.ranked(name, requests, model, **how) if model else own_order(requests)
-        table = inside(requests, logs)
-        at, loss = metrics.bootstrap_interval(table["NDCG@10"]), table["loss"].mean()
-        rows.append((way, count, loss if model else np.nan, at.mean, at.low, at.high, at.users))
+        if (way, count) not in kept:
+            name = f"validation {way} {count}"
+            logs = work.ranked(name, requests, model, **how) if model else own_order(requests)
+            table = inside(requests, logs)
+            loss = table["loss"].mean() if model else np.nan
+            kept[way, count] = (way, count, loss, *metrics.bootstrap_interval(table["NDCG@10"]))
+        rows.append(kept[way, count])
         print(*rows[-1], flush=True)
+
+    def title_model() -> Verbalizer:
+        base = TitleModel.load(work.notebook.settings, four_bit=True).with_lora(rank=16, seed=0)
+        pieces = llamarec.stretches(work.notebook.protocol.seen, work.notebook.titles)
+        pieces = [pieces[i] for i in np.random.default_rng(0).permutation(len(pieces))]
+        return work.taught(f"{TITLES} seed 0", base, pieces, STRETCHES)
 
     judge("own order", 0, shown, None)
     ladder = [count for count in (640 * 2**i for i in range(20)) if count < further]
@@ -122,7 +137,8 @@ def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
     judge("zero-shot, retriever's order", 0, shown, work.base)
     judge("zero-shot, mixed", 0, mixed, work.base)
     judge("zero-shot, likelihood of titles", 0, shown, work.base, by=llamarec.title_logs)
-    return pd.DataFrame(rows, columns=["way", "questions", "loss", "value", "low", "high", "users"])
+    judge(TITLES, STRETCHES, shown, title_model, by=llamarec.title_logs)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def test(work: Experiment, seeds: Sequence[int]) -> pd.DataFrame:

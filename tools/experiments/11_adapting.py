@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from experiment import begin, save
 from tqdm import tqdm
 
@@ -140,7 +139,7 @@ def answers(work: Work, stage: str, task: str, way: Way, rate: float, seed: int)
 
     def compute() -> dict:
         asked, model = asking(work.course, stage, task), trained(work, way, rate, seed)
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with model.autocast():
             rows = model.scores(way.prompts(asked.values()), 8)
         return dict(placed(asked, rows).assign(trained=model.parameters()[0]))
 
@@ -163,7 +162,7 @@ if __name__ == "__main__":
     for task in TESTED:
         asked = asking(course, "test", task)
         quiet = trivial(course, task, asked)
-        with torch.autocast(work.llm.device.type, torch.bfloat16):
+        with work.llm.autocast():
             found = quiet | untrained(course, task, asked, work.llm)
         for way, rows in found.items():
             table = placed(asked, rows).assign(task=task, way=way, seed=-1, rate=np.nan)
