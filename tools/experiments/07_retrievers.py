@@ -16,7 +16,7 @@ from helpers import metrics
 from research import neural
 from research.sequence_models import MODELS, Config
 
-SETTINGS = ["learning_rate", "dropout", "length"]
+SETTINGS = ["seed", "learning_rate", "dropout", "length"]
 
 
 def metrics_of(ranks: pd.DataFrame) -> pd.DataFrame:
@@ -42,11 +42,11 @@ if __name__ == "__main__":
             config = Config.of(model, seed=seed, patience=5, **changes | {"average": average})
             name = " ".join([model, *trial, f"{average}"])
             trained = neural.train(seen, validation, config, folder / f"{name}.safetensors")
-            found = {"system": model, **{key: asdict(config)[key] for key in ("seed", *SETTINGS)}}
-            found |= {"average": average, "epochs": len(trained.history)}
-            found |= {"best_epoch": trained.best_epoch, "metric": "Validation Recall@10"}
-            rows.append(found | {"value": trained.best, "users": len(validation)})
-        save(pd.DataFrame(rows), "07_tuning", "system", "seed", *SETTINGS)
+            row = {"system": model} | {key: asdict(config)[key] for key in (*SETTINGS, "average")}
+            row |= {"epochs": len(trained.history), "best_epoch": trained.best_epoch}
+            row["metric"] = "Validation Recall@10"
+            rows.append(row | {"value": trained.best, "users": len(validation)})
+        save(pd.DataFrame(rows), "07_tuning", "system", *SETTINGS)
     else:
         path = folder / f"{model}_seed{seed}.safetensors"
         command = f"python tools/experiments/07_retrievers.py --model {model} --seed {seed}"

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from helpers import data, metrics
 from research import llamarec
 from research.language_model import Prompt, Schedule, load_adapter, save_adapter, teach
-from research.llamarec import Requests, TitleModel, inside, letter_logs
+from research.llamarec import Requests, TitleModel, inside, letter_logs, own_order
 from research.training import kept_rows
 from research.verbalizer_torch import Verbalizer, efficiency
 
@@ -96,11 +96,6 @@ class Experiment:
         return {int(user): row for user, row in kept.items()}
 
 
-def own_order(requests: Requests) -> Logs:
-    """Return log-probabilities that keep the candidates in the order shown."""
-    return {user: -np.arange(len(shown) * 1.0) for user, (shown, _) in requests.items()}
-
-
 def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
     """Train every way on the same questions, then the chosen one on more; judge on validation.
 
@@ -109,23 +104,23 @@ def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
     columns = ["way", "questions", "loss", "value", "low", "high", "users"]
     path = data.result_path("08_validation", work.notebook.dataset)
     old = pd.read_csv(path)[columns].to_numpy().tolist() if path.is_file() else []
-    kept, rows = {(way, count): (way, count, *rest) for way, count, *rest in old}, []
+    kept, rows = {(row[0], row[1]): row for row in old}, []
     shown, mixed = work.requests("validation"), work.requests("validation", shuffle=0)
 
     def judge(way: str, count: int, requests: Requests, model: Callable | None, **how) -> None:
         if (way, count) not in kept:
             name = f"validation {way} {count}"
             logs = work.ranked(name, requests, model, **how) if model else own_order(requests)
-            table = inside(requests, logs)
-            loss = table["loss"].mean() if model else np.nan
-            kept[way, count] = (way, count, loss, *metrics.bootstrap_interval(table["NDCG@10"]))
+            loss, values = inside(requests, logs)[["loss", "NDCG@10"]].to_numpy().T
+            at = metrics.bootstrap_interval(values)
+            kept[way, count] = [way, count, loss.mean() if model else np.nan, *at]
         rows.append(kept[way, count])
         print(*rows[-1], flush=True)
 
     def title_model() -> Verbalizer:
-        base = TitleModel.load(work.notebook.settings, four_bit=True).with_lora(rank=16, seed=0)
+        base = TitleModel.load(work.notebook.settings, four_bit=True).with_lora(rank=16)
         pieces = llamarec.stretches(work.notebook.protocol.seen, work.notebook.titles)
-        pieces = [pieces[i] for i in np.random.default_rng(0).permutation(len(pieces))]
+        np.random.default_rng(0).shuffle(pieces)
         return work.taught(f"{TITLES} seed 0", base, pieces, STRETCHES)
 
     judge("own order", 0, shown, None)

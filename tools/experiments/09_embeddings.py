@@ -7,21 +7,17 @@ kinds of text, and for SmolLM2 after notebook 08's training; half an hour. One t
 """
 
 import argparse
-from collections.abc import Sequence
 from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import torch
 from experiment import begin, save
-from tqdm import tqdm
 
 from research import content, embeddings, neural
-from research.language_model import LanguageModel, inner, load_adapter
+from research.language_model import LanguageModel, load_adapter
 from research.sequence_models import Config
 from research.sequential import target_ranks
-from research.training import padded
 
 POWERS = (0.0, 0.3, 0.6)  # of the number of ratings
 FULL = "title, genres, tags"  # without tags of held-out ratings
@@ -39,23 +35,6 @@ def start(notebook: SimpleNamespace, seed: int) -> None:
     save(neural.ranks_on_test(trained.network, protocol).assign(**facts), "09_start_ranks", "seed")
 
 
-def hidden(model: LanguageModel, texts: Sequence[str], batch: int = 32) -> np.ndarray:
-    """Return the mean of each text's last hidden states, of length 1, shape (n_texts, width).
-
-    The mean of all texts is taken off first: the states of a causal model all point one way.
-    """
-    rows, inside = [], inner(model.model).model
-    for first in tqdm(range(0, len(texts), batch), desc=model.name, mininterval=30):
-        ids, mask = padded([model.tokens(text) for text in texts[first : first + batch]])
-        with torch.inference_mode():
-            states = inside(input_ids=ids, attention_mask=mask).last_hidden_state
-        share = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
-        rows.append((states * share).sum(1).numpy())
-    table = np.concatenate(rows)
-    table -= table.mean(axis=0)
-    return table / np.linalg.norm(table, axis=1, keepdims=True)
-
-
 def vectors(notebook: SimpleNamespace) -> None:
     """Rank the test items by nearness for each model and kind of text, and record the ranks."""
     settings, protocol, parts = notebook.settings, notebook.protocol, notebook.parts
@@ -69,7 +48,11 @@ def vectors(notebook: SimpleNamespace) -> None:
     for model, kind in [*product(("MiniLM", "SmolLM2"), kinds), ("SmolLM2, after LoRA", FULL)]:
         texts = kinds[kind].tolist()
         own = model in models
-        made = hidden(models[model], texts) if own else embeddings.embed(texts, settings)
+        made = (
+            embeddings.hidden_states(models[model], texts)
+            if own
+            else embeddings.embed(texts, settings)
+        )
         near = embeddings.similar(made, made)
         np.fill_diagonal(near, 0)
 
