@@ -207,10 +207,7 @@ def exchange_batch(settings: Settings, action: str, file: Path) -> int | None:
     if action == "keep":
         kept = [store.usable(key) for key in sorted({reply.key for reply in store.all()})]
         new = [reply for reply in kept if reply and committed.get(reply.key) is None]
-        rows = [
-            {"key": reply.key, "request": reply.request, "response": reply.response}
-            for reply in new
-        ]
+        rows = [{name: getattr(r, name) for name in ("key", "request", "response")} for r in new]
         lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
         file.write_text("".join(lines), encoding="utf-8", newline="\n")
         return print(f"{len(lines)} replies written to {file}.")

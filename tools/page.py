@@ -111,9 +111,8 @@ class Course:
         rated = candidates.history(mine if core else train, self.movies, user)
         text, claims = "", []
         if written := profile(self.store, rated):
-            table = audit.audit_profile(
-                written, candidates.liked(rated), candidates.disliked(rated)
-            )
+            tastes = candidates.liked(rated), candidates.disliked(rated)
+            table = audit.audit_profile(written, *tastes)
             text = prompts.profile_as_text(written, table)
             table = table[table["field"] != "summary"]
             why = table["why"].where(table["verdict"] == "flagged", "")
