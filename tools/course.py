@@ -223,10 +223,11 @@ def exchange_batch(settings: Settings, action: str, file: Path) -> int | None:
     return 1 if report.again else 0
 
 
+two_digits = "{:0>2}".format  # 2 is 02
 BATCH = {"choices": ["export", "import", "keep"]}
 COMMANDS: dict[str, tuple] = {  # functions, and their arguments as argparse reads them
-    "run": (run, ("--from", {"dest": "first", "default": "01"}),
-            ("--to", {"dest": "last", "default": "05"}),
+    "run": (run, ("--from", {"dest": "first", "default": "01", "type": two_digits}),
+            ("--to", {"dest": "last", "default": "05", "type": two_digits}),
             ("--output", {"type": Path, "default": Path("build/executed")})),
     **{name: (partial(build, name=name),) for name in ("page", "slides", "copies")},
     **{"lab": (open_lab,), "forget": (forget,), "stamp": (publish.stamp,)},
