@@ -6,43 +6,25 @@ import importlib
 import json
 from collections import Counter
 
-import course
 import nbformat
 import pytest
 
 from conftest import ROOT
 from helpers import llm, prompts, ranking, replies
-from helpers.data import locate, result_path
-from helpers.settings import Settings
 
 REPLIES = ROOT / "data" / "replies"
 script = importlib.import_module("05_replies")
 
 
-@pytest.fixture
-def prepared(monkeypatch):
-    """Makes the results of notebooks 02 and 03 where they are missing."""
-
-    def make(which: str) -> None:
-        if which == "sample":
-            monkeypatch.delenv("MOVIELENS_DIR", raising=False)
-        settings = Settings.from_env()
-        for name in ("02_grid", "03_implicit"):
-            if not result_path(name, locate(settings), settings).is_file():
-                for number in ("02", "03"):  # only a run of this test alone comes here
-                    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
-                    course.execute(path, progress=False)
-
-    return make
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["sample", "real"])
-def test_the_notebooks_ask_every_user_what_is_recorded(which, prepared, request, monkeypatch):
+def test_the_notebooks_ask_every_user_what_is_recorded(which, request, monkeypatch):
     """No reply is missing, and none answers a prompt that is gone."""
     if which == "real":
         request.getfixturevalue("real")
-    prepared(which)
+    else:
+        request.getfixturevalue("sample_results")
+        monkeypatch.delenv("MOVIELENS_DIR", raising=False)
     monkeypatch.setenv("LLM_MODE", "recorded")
     ask, outcomes = llm.ask, {}
 

@@ -4,7 +4,8 @@ assert abs(best_als["validation"] - grid.table.validation_rmse.min()) < 1e-4
 assert 0 <= n_kept <= n_all == sizes[1]
 kept_errors = result["warm_rows"]
 if dataset.verified or dataset.simulated:
-    assert best_als["train"] < best_als["validation"] < mean_rmse
+    assert best_als["validation"] < mean_rmse, "ALS is no better than the mean"
+    assert best_als["train"] < best_als["validation"]
     assert abs(best_als["validation"] - best_als["test"]) < 0.05
     assert kept_errors["plain ALS"] < kept_errors["global mean"]
     assert kept_errors["bias baseline"] < kept_errors["global mean"]
@@ -22,3 +23,5 @@ if dataset.verified and as_published:
     ahead = paired["mean difference"].abs() > paired["would have shown"]
     assert ahead.tolist() == [True, False]  # the second is at the edge of what can be shown
     assert damped[5] < min(damped[0], damped[50]) and np.ptp(by_seed) > 0.001
+if dataset.simulated and as_published:
+    assert (grid.rank, grid.reg) == (6, 0.2)  # as in tests/conftest.py
