@@ -44,7 +44,7 @@ slides: $(TOOLS) ; @$(BIN)/python tools/course.py $@
 doctor: $(READY) ; @$(BIN)/python -m helpers.doctor
 check: $(EXTRA) $(TOOLS) ; @PATH="$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure
 test: $(EXTRA) $(TOOLS) # two at a time, then by themselves the ones that time something
-	@failed=0; $(TEST) -n 2 --no-loadscope-reorder -m "not alone" || failed=1; $(TEST) -m alone || failed=1; \
+	@failed=0; $(TEST) -n 2 --no-loadscope-reorder -m "not alone" || failed=1; $(TEST) -m alone tests/research || failed=1; \
 	MOVIELENS_DIR="$(CURDIR)/data/sample" $(NBVAL) --nbval-lax notebooks || failed=1; exit $$failed
 test-release: $(EXTRA) $(TOOLS)
 	@failed=0; $(TEST) -n 2 -m release || failed=1; $(NBVAL) --nbval --ignore=notebooks/appendix notebooks || failed=1; exit $$failed

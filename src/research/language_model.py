@@ -310,7 +310,8 @@ def teach(
             for weight, value in zip(weights, kept, strict=True):
                 weight.copy_(value)
         optimizer.load_state_dict(state["optimizer"])
-        done = state["done"]
+        if (done := state["done"]) > until:
+            raise ModelError(f"{path.name} has read {done} prompts, not {until}: delete it.")
     model.model.train()
     while done < until:
         torch.manual_seed(how.seed * 1_000_003 + done)  # the dropout of this step

@@ -72,7 +72,8 @@ def faults(notebook, text: str) -> set[str]:
     markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     if "## Recap" not in markdown or markdown.count("<details><summary>Hint") < 2:
         found.add("closing")
-    if not solutions_are_apart(markdown) and not solutions_are_beside(markdown):
+    apart = "\n## Solutions\n" in markdown
+    if not (solutions_are_apart if apart else solutions_are_beside)(markdown):
         found.add("closing")
     if not recall_is_whole(markdown):
         found.add("recall")
@@ -99,7 +100,7 @@ def solutions_are_apart(markdown: str) -> bool:
 
 
 def solutions_are_beside(markdown: str) -> bool:
-    """The older closing, until 06 and later follow: a collapsed solution under each exercise."""
+    """The other closing: a collapsed solution under each exercise."""
     exercises = len(re.findall(r"^### Exercise \d", markdown, re.M))
     return exercises >= 2 and markdown.count("<summary>Solution") >= exercises
 
@@ -145,7 +146,8 @@ def good() -> nbformat.NotebookNode:
     recall = "".join(f"\n\n**{n}.** Why?\n\n{answer}" for n in (1, 2, 3))
     exercises = "".join(f"\n### Exercise {n}\n{hint.format(n)}" for n in (1, 2))
     closing = f"## 1 Begin\n## Recap\n\n## Exercises\n{exercises}\n## Recall\n{recall}"
-    closing += "\n\n## Solutions\n\n### Solution 1\n\n### Solution 2\n"
+    solved = "\n\n<details><summary>Solution</summary>So.</details>\n"
+    closing += f"\n\n## Solutions\n\n### Solution 1{solved}\n### Solution 2{solved}"
     cell = new_code_cell("X = 1", execution_count=1, metadata={"tags": ["parameters"]})
     return new_notebook(cells=[new_markdown_cell(opening), cell, new_markdown_cell(closing)])
 

@@ -53,6 +53,8 @@ ASKING = {
 
 SWITCH = """
 import dataclasses, os
+import openai._base_client as _sdk
+_sdk.SyncAPIClient._sleep_for_retry = lambda *_, **__: None  # it asks again at once
 if "_at_first" in globals():  # as in a fresh kernel: nothing of the run before is left
     for _name in [name for name in globals() if not name.startswith("_")]:
         del globals()[_name]

@@ -85,13 +85,13 @@ def test_no_window_holds_more_than_the_limit(tmp_path, counted):
     takes = {number: llm.estimate_tokens(body) + 40 for number, body in bodies.items()}
     limit = 12 if counted == "requests" else 5 * max(takes.values())
     with slow_server(0.02) as server:
-        limits = scale.Limits(**{counted: limit}, window_s=1.0)
+        limits = scale.Limits(**{counted: limit}, window_s=2.0)
         results = rank(people, server.url, tmp_path, limits=limits)
         log = server.log()
     assert not any(r.failed for r in results) and len(log) == 30 + 5  # sent again counts again
     amounts = [1 if counted == "requests" else takes[number] for _, number, _ in log]
     rows = list(zip([at for at, _, _ in log], amounts, strict=True))
-    most = max(sum(a for t, a in rows if start <= t < start + 0.95) for start, _ in rows)
+    most = max(sum(a for t, a in rows if start <= t < start + 1.7) for start, _ in rows)
     assert limit / 2 < most <= limit
 
 
@@ -206,7 +206,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path):
         command = [sys.executable, "-c", JOB, str(tmp_path / "replies.jsonl"), str(MANY)]
         return subprocess.Popen(command, env={**os.environ, **env}, stdout=out.open("w"))
 
-    with slow_server(0.02) as server:
+    with slow_server(0.1) as server:
         job = start(server)
         while len(server.log()) < MANY * 0.4:
             assert job.poll() is None, "the job ended before it was killed"

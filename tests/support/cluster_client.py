@@ -23,6 +23,11 @@ BUCKETS = 2
 STAGES = 8
 
 
+def executors(spark) -> int:
+    found = spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
+    return len(found) - 1  # the driver is one of them
+
+
 def announce(spark) -> None:
     status, seen = spark.sparkContext.statusTracker(), set()
     while len(seen) < STAGES:
@@ -31,7 +36,7 @@ def announce(spark) -> None:
             if info and info.numActiveTasks:
                 seen.add(stage)
         time.sleep(0.005)
-    print("RUNNING", flush=True)
+    print("RUNNING on", executors(spark), flush=True)
 
 
 def main(folder: Path, watched: bool) -> None:
@@ -58,12 +63,11 @@ def main(folder: Path, watched: bool) -> None:
     }
     if not found["remote"]:
         found["master"] = spark.sparkContext.master
-        executors = spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
-        found["executors"] = len(executors) - 1  # the driver is one of them
+        found["executors"] = executors(spark)
     print(json.dumps(found), flush=True)
     spark.stop()
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(240, exit=True)  # rather than hang a test run
+    faulthandler.dump_traceback_later(440, exit=True)  # rather than hang a test run
     main(Path(sys.argv[1]), "--announce" in sys.argv)

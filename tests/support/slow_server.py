@@ -71,7 +71,8 @@ async def serve(options: dict) -> None:
                     level[0] += 1
                     level[1] = max(level)
                     status, data, headers = answer(json.loads(body), options)
-                    await asyncio.sleep(options["latency"])
+                    if status == 200:  # a refusal comes at once, before the others' answers
+                        await asyncio.sleep(options["latency"])
                     level[0] -= 1
                 lines = {"Content-Type": "application/json", "Content-Length": len(data), **headers}
                 text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
