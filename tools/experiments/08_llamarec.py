@@ -29,6 +29,7 @@ from research.verbalizer_torch import Verbalizer, efficiency
 CHOSEN, MIXED, RANDOM = "own lists, retriever's order", "own lists, mixed", "random movies, mixed"
 COUNTS = "transition counts"
 TITLES, STRETCHES = "titles watched, likelihood of titles", 480  # pieces of 24 titles
+LIKELIHOOD = "likelihood of titles"
 WEIGHTS = tuple(round(0.1 * tenth, 1) for tenth in range(11))  # of the LLM in the blend
 Logs = dict[int, np.ndarray]
 
@@ -76,6 +77,13 @@ class Experiment:
         model = self.base().with_lora(seed=seed)
         return self.taught(name, model, self.prompts(**shown), until, seed)
 
+    def title_model(self) -> Verbalizer:
+        """Return the base model after ``STRETCHES`` pieces of the titles that users watched."""
+        base = TitleModel.load(self.notebook.settings, four_bit=True).with_lora(rank=16)
+        pieces = llamarec.stretches(self.notebook.protocol.seen, self.notebook.titles)
+        np.random.default_rng(0).shuffle(pieces)
+        return self.taught(f"{TITLES} seed 0", base, pieces, STRETCHES)
+
     def weights(self, seed: int) -> Path:
         """Return where the adapter of a seed is kept."""
         return self.notebook.settings.data_dir / "weights" / f"llamarec_seed{seed}.safetensors"
@@ -117,12 +125,6 @@ def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
         rows.append(kept[way, count])
         print(*rows[-1], flush=True)
 
-    def title_model() -> Verbalizer:
-        base = TitleModel.load(work.notebook.settings, four_bit=True).with_lora(rank=16)
-        pieces = llamarec.stretches(work.notebook.protocol.seen, work.notebook.titles)
-        np.random.default_rng(0).shuffle(pieces)
-        return work.taught(f"{TITLES} seed 0", base, pieces, STRETCHES)
-
     judge("own order", 0, shown, None)
     ladder = [count for count in (640 * 2**i for i in range(20)) if count < further]
     plan = [(way, examples) for way in (CHOSEN, MIXED, RANDOM)]
@@ -132,7 +134,7 @@ def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
     judge("zero-shot, retriever's order", 0, shown, work.base)
     judge("zero-shot, mixed", 0, mixed, work.base)
     judge("zero-shot, likelihood of titles", 0, shown, work.base, by=llamarec.title_logs)
-    judge(TITLES, STRETCHES, shown, title_model, by=llamarec.title_logs)
+    judge(TITLES, STRETCHES, shown, work.title_model, by=llamarec.title_logs)
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -149,22 +151,28 @@ def test(work: Experiment, seeds: Sequence[int]) -> pd.DataFrame:
             weights = hashlib.sha256(work.weights(seed).read_bytes()).hexdigest()[:8]
             name = f"{stage} {retriever} LoRA {seed} {weights}"
             ways["LoRA", seed] = work.ranked(name, requests, partial(work.loaded, seed))
+        if retriever == "LRURec":
+            name, how = f"{stage} {TITLES} {STRETCHES}", {"by": llamarec.title_logs}
+            ways[LIKELIHOOD, 0] = work.ranked(name, requests, work.title_model, **how)
         for (ranker, seed), logs in ways.items():
             facts = {"stage": stage, "retriever": retriever, "ranker": ranker, "seed": seed}
             tables.append(inside(requests, logs).assign(**facts))
 
-    def blends(stage: str, weight: float) -> list[pd.DataFrame]:
-        requests, ways = found[stage, "LRURec"]
-        return [inside(requests, llamarec.blended(ways["LoRA", s], weight)) for s in seeds]
+    for name, ranker in {"blend": "LoRA", "blend with titles": LIKELIHOOD}.items():
 
-    # The blend mixes the ranks of LRURec and of LoRA, with the weight best for all seeds together.
-    best = max(WEIGHTS, key=lambda w: sum(t["NDCG@10"].mean() for t in blends("validation", w)))
-    print(f"weight of the LLM in the blend, chosen on validation: {best}")
-    facts = {"stage": "test", "retriever": "LRURec", "ranker": f"blend, weight {best}"}
-    mixed = zip(seeds, blends("test", best), strict=True)
-    table = pd.concat([*tables, *(each.assign(**facts, seed=seed) for seed, each in mixed)])
-    asked = table["ranker"].isin(["zero-shot", "LoRA"])  # the others have no probabilities
-    table["loss"] = table["loss"].where(asked)
+        def blends(stage: str, weight: float, ranker: str = ranker) -> dict[int, pd.DataFrame]:
+            """Mix the ranks of LRURec and of each seed of a ranker."""
+            requests, ways = found[stage, "LRURec"]
+            logs = {seed: rows for (way, seed), rows in ways.items() if way == ranker}
+            return {s: inside(requests, llamarec.blended(logs[s], weight)) for s in logs}
+
+        tried = {w: pd.concat(blends("validation", w))["NDCG@10"].mean() for w in WEIGHTS}
+        facts = {"stage": "test", "retriever": "LRURec"}  # and the weight best on validation
+        facts["ranker"] = f"{name}, weight {(best := max(tried, key=tried.__getitem__))}"
+        tables += [each.assign(**facts, seed=s) for s, each in blends("test", best).items()]
+    table = pd.concat(tables)
+    asked = ["zero-shot", "LoRA", LIKELIHOOD]  # the others have no probabilities
+    table["loss"] = table["loss"].where(table["ranker"].isin(asked))
     return table[["stage", "retriever", "ranker", "seed", "userId", "rank", "loss"]]
 
 
