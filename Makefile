@@ -27,7 +27,7 @@ TOOLS := $(VENV)/.ready-tools
 PIP := $(BIN)/python -m pip install --quiet
 TEST := $(BIN)/python -m pytest
 NBVAL := LLM_MODE=recorded MOVIELENS_DOWNLOAD=0 PYTHONPATH=tests/support $(TEST) -n 2 \
-	-p notebook_claims --nbval-cell-timeout=600 \
+	-p notebook_claims --nbval-cell-timeout=1200 \
 	--nbval-sanitize-with tests/support/nbval_sanitize.cfg
 .PHONY: help run lab page doctor check test test-release slides copies site bench bench-scale lock clean
 help: ; @sed -n 's/^#: //p' Makefile

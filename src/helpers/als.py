@@ -13,15 +13,17 @@ from pyspark.util import inheritable_thread_target
 from tqdm.contrib.concurrent import thread_map
 
 
-def make_als(rank: int, reg: float, *, max_iter: int = 10, seed: int = 0, **options: Any) -> ALS:
-    """Return an unfitted Spark ALS; ``options`` are ``implicit``, ``alpha`` and ``blocks``.
+def make_als(
+    rank: int, reg: float, *, max_iter: int = 10, seed: int = 0, implicit: bool = False,
+    alpha: float = 1.0, blocks: int = 1,
+) -> ALS:  # fmt: skip
+    """Return an unfitted Spark ALS.
 
     The number of blocks decides the order of sums and, with the seed, the starting factors.
     """
     als = ALS(rank=rank, regParam=reg, maxIter=max_iter, seed=seed)
-    als.setImplicitPrefs(options.get("implicit", False)).setAlpha(options.get("alpha", 1.0))
-    als.setUserCol("userId").setItemCol("movieId").setColdStartStrategy("drop")
-    return als.setNumBlocks(options.get("blocks", 1))
+    als.setImplicitPrefs(implicit).setAlpha(alpha).setNumBlocks(blocks)
+    return als.setUserCol("userId").setItemCol("movieId").setColdStartStrategy("drop")
 
 
 class Factors(NamedTuple):
@@ -53,7 +55,7 @@ GridResult = namedtuple("GridResult", "table model rank reg")
 
 def grid_search(
     train: DataFrame, validation: DataFrame, ranks: Sequence[int] = (6, 8, 10, 12),
-    regs: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.8), **options: int,
+    regs: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.8), **options: Any,
 ) -> GridResult:  # fmt: skip
     """Fit ALS (:func:`make_als`) for all ranks and regularisations, four at a time.
 
@@ -63,14 +65,12 @@ def grid_search(
 
     def fit(setting: tuple[int, float]) -> tuple[Any, ...]:
         model = make_als(*setting, **options).fit(train)
-        # Faster than a Spark job for each error.
-        return model, *map(factors(model).rmse, rows)
+        return model, *map(factors(model).rmse, rows)  # faster than a Spark job for each error
 
     grid = sorted(product(ranks, regs))
     in_session = inheritable_thread_target(train.sparkSession)(fit)  # which Spark Connect asks for
-    models, *errors = zip(
-        *thread_map(in_session, grid, max_workers=4, desc="ALS fits"), strict=True
-    )
+    fits = thread_map(in_session, grid, max_workers=4, desc="ALS fits")
+    models, *errors = zip(*fits, strict=True)
     table = pd.DataFrame(grid, columns=pd.Index(["rank", "reg"]))
     table["train_rmse"], table["validation_rmse"] = errors
     best = int(table["validation_rmse"].argmin())

@@ -4,8 +4,6 @@ Dropped: a draft before ``</think>``, fences, prose, keys that the schema does n
 JSON is repaired once, which is counted; the last value of the schema's shape wins.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re
@@ -24,7 +22,7 @@ Body = dict[str, Any]  # of a request or a response
 MAX_CHARACTERS, MAX_DAMAGED, MAX_VALUES = 50_000, 8000, 50  # so that a hostile text takes no time
 _DRAFT = re.compile(r"</?(?:think|thinking|reasoning)>|\[/?THINK\]")
 _JSON = re.compile(r"""\{\s*\}|\{\s*["'“]?\w+["'”]?\s*:|\[\s*["'“{\[\d]""")  # the rest is prose
-_REPEATED = re.compile(r"(.{1,80}?)\1{5,}\W*\w{0,80}$", re.DOTALL)
+_REPEATED = re.compile(r"(.{1,80}?)\1{5,}+\W*+\w{0,80}+$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -123,18 +121,25 @@ def outcome_of(response: Any, source: str = "", body: Body | None = None) -> Out
     text, kind, why = None if text is None else str(text), "ok", ""
     if refusal or finish == "content_filter":
         text, kind, why = None, "refusal", f"the LLM refused: {refusal or 'its content filter'}"
-    elif finish == "length" and _REPEATED.search(text or ""):
+    elif finish == "length" and _REPEATED.search((text or "")[-2000:]):
         kind, why = "repetition", "the LLM repeats itself without end"
     elif finish == "length":
         kind, why = "truncated", "the answer was cut at its limit: raise LLM_REPLY_TOKENS"
     elif not (text or "").strip() and not message.get("tool_calls"):
         kind, why = "empty", "the answer is empty"
     estimate = estimate_tokens({"messages": (body or {}).get("messages")})
-    taken = (response.get("usage") or {}).get("prompt_tokens") or 0
+    taken = tokens_taken(response, "prompt_tokens")
     if kind in ("ok", "truncated") and estimate > 1000 and 0 < taken < estimate / 2:
         kind = "prompt_cut"  # some servers drop what is beyond their window without a word
         why = f"the server read {taken} of about {estimate} tokens: raise its context window"
     return Outcome(text, kind, why, ChatCompletion.construct(**response), None, 0, source, model)
+
+
+def tokens_taken(response: Any, kind: str) -> int:
+    """Return what the usage in a response's JSON says of a kind of tokens, 0 for no such number."""
+    usage = response.get("usage") if isinstance(response, dict) else None
+    taken = usage.get(kind) if isinstance(usage, dict) else None
+    return max(taken, 0) if isinstance(taken, int) else 0
 
 
 def usable(body: Body, response: Any) -> str:
@@ -157,5 +162,6 @@ def json_of(text: str) -> Any:
 def shortened(said: str) -> str:
     """Return what a server said, of the usual forms of an error its message, in 200 characters."""
     found = re.search(r'"(?:message|detail|error)":\s*("(?:[^"\\]|\\.)+")', said)
-    said = json.loads(found[1], strict=False) if found else re.sub(r"<[^>]+>", " ", said)
+    with contextlib.suppress(ValueError):  # from an escape that JSON does not know
+        said = json.loads(found[1], strict=False) if found else re.sub(r"<[^>]+>", " ", said)
     return textwrap.shorten(said, 200, placeholder=" ...")

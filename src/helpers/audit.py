@@ -13,7 +13,7 @@ GENRE_WORDS = {
     "drama": "Drama", "fantas": "Fantasy", "noir": "Film-Noir", "horror": "Horror", "imax": "IMAX",
     "musical": "Musical", "myster": "Mystery", "romance": "Romance", "romantic": "Romance",
     "rom-com": "Romance", "sci-fi": "Sci-Fi", "science fiction": "Sci-Fi", "thriller": "Thriller",
-    "war": "War", "western": "Western",
+    "war(?!m)": "War", "western": "Western",
 }  # fmt: skip
 # Words by which a sentence about taste turns into one about the person. Lower case only: a title
 # such as Children of Men may be cited.

@@ -43,8 +43,7 @@ class Recommender(NamedTuple):
         table = best_rows(scores, known[rows], movies, support, n)
         if table.empty:
             raise NoCandidatesError(
-                "Every movie that could be recommended has been rated already: lower the minimum "
-                "support, or choose another user."
+                "Every movie that can be recommended has been rated already: choose another user."
             )
         return table
 
@@ -81,7 +80,7 @@ def history(ratings: pd.DataFrame, movies: pd.DataFrame, user_id: int) -> pd.Dat
 
     ``deviation`` is in stars from the user's mean. Raises NoCandidatesError: there is no rating.
     """
-    table = ratings.loc[ratings["userId"] == user_id].merge(movies, on="movieId", how="left")
+    table = ratings.loc[ratings["userId"] == user_id].merge(movies, on="movieId")
     if table.empty:
         raise NoCandidatesError(f"User {user_id} has no rating in this data: choose another one.")
     table["deviation"] = table["rating"] - table["rating"].mean()

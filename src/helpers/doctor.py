@@ -60,8 +60,7 @@ def room(free: int, wanted: float = 1.7) -> str:
     return f"{free / 2**30:.1f} GB free"
 
 
-Checks = dict[str, Callable[[], object]]
-CHECKS: Checks = {
+CHECKS: dict[str, Callable[[], object]] = {
     "Packages": lambda: versions("pyspark", "openai", "pandas"),
     "Java": check_java,
     "Memory": lambda: room(psutil.virtual_memory().available),
@@ -74,7 +73,7 @@ CHECKS: Checks = {
 }
 
 
-def main(checks: Checks = CHECKS) -> int:
+def main(checks: dict[str, Callable[[], object]] = CHECKS) -> int:
     """Print a line for each check and each fault once; return 1 if any FAILs, WARN is no fault."""
     faults: set[str] = set()
     for name, check in checks.items():

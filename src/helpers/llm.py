@@ -4,8 +4,6 @@ Four ways to answer: live (the server of ``OPENAI_BASE_URL``), from a stored rep
 request, by the small model on this machine, or not at all. Replies are stored; keys never are.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 from typing import Any, cast
@@ -66,7 +64,7 @@ def preview(bodies: Iterable[Body], settings: Settings | None = None) -> pd.Seri
     limited = [{"max_tokens": settings.llm_reply_tokens, **body} for body in bodies]
     prompts, most = sum(map(estimate_tokens, bodies)), sum(map(completion_limit, limited))
     dollars = prompts * (settings.llm_price_in or 0) + most * (settings.llm_price_out or 0)
-    cost = f"{dollars / 1e6:.4f}" if settings.llm_price_in else "unknown"
+    cost = f"{dollars / 1e6:.4f}" if settings.llm_price_in and settings.llm_price_out else "unknown"
     return pd.Series(
         {
             "requests": len(bodies),
@@ -101,9 +99,10 @@ def connect(
         store or LocalStore(settings.cache_dir / "replies.jsonl"),
         local and not local_model.missing(),
     )
+    address = settings.llm_base_url or "https://api.openai.com/v1"  # the SDK's own may be ""
     return openai.OpenAI(
         api_key=settings.llm_api_key or "no-key",
-        base_url=settings.llm_base_url if asks else "http://recorded.invalid/v1",
+        base_url=address if asks else "http://recorded.invalid/v1",
         timeout=settings.llm_timeout_s,
         http_client=httpx2.Client(transport=under),
     )

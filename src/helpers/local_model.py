@@ -5,9 +5,6 @@ The server of ``xllamacpp`` runs in a process of its own, which ends with this o
 one is killed: its standard input is then at its end.
 """
 
-from __future__ import annotations
-
-import importlib
 import importlib.util
 import os
 import subprocess
@@ -84,8 +81,10 @@ def server(log: Path) -> LocalServer:
 def post(path: str, body: dict[str, Any], log: Path) -> httpx2.Response:
     """Ask the shared server; prose is kept short, for so small a model soon repeats itself."""
     prose = {} if "response_format" in body else {"repeat_penalty": 1.15}
-    limit = min(600 if prose else 1500, body.get("max_completion_tokens") or 1500)
-    asked = {**body, **prose, "model": MODEL, "max_completion_tokens": limit}
+    asked = {**body, **prose, "model": MODEL}
+    older = asked.pop("max_tokens", None)
+    limit = asked.get("max_completion_tokens") or older or 1500
+    asked["max_completion_tokens"] = min(600 if prose else 1500, limit)
     return httpx2.post(server(log).address() + path, json=asked, timeout=TIMEOUT_S, trust_env=False)
 
 

@@ -1,7 +1,5 @@
 """Figures in the palette of Okabe and Ito 2008, which colour-blind readers can tell apart."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import display

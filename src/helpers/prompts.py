@@ -44,8 +44,8 @@ class Profile(BaseModel, extra="forbid"):
 def _messages(name: str, **values: Any) -> Messages:
     text = Path(__file__).with_name("templates").joinpath(f"{name}.txt").read_text("utf-8")
     system, user = text.strip().split("\n---\n")
-    contents = {"system": system, "user": user.format(**values)}
-    return [{"role": role, "content": content} for role, content in contents.items()]
+    user = user.format(**values)
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def movie_line(key: str | int, title: str, genres: str, deviation: float | None = None) -> str:

@@ -1,18 +1,16 @@
 """Stored LLM replies as JSON Lines, one ``{"key", "request", "response"}`` a line.
 
-The files in ``data/replies`` are only read; reply in ``data/cache`` grows with each live reply, and
-one beside it holds the requests that found no answer, with an empty response.
+The files in ``data/replies`` are only read; ``replies.jsonl`` in ``data/cache`` grows with each
+live reply; ``pending.jsonl`` beside it holds what found no answer, with an empty response.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
 import threading
 import warnings
+from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.answers import Body, usable
@@ -43,15 +41,8 @@ def request_key(body: Body) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@dataclass(frozen=True)
-class Reply:
-    """A stored answer from the file ``source``; ``asked`` is the model that was asked."""
-
-    key: str
-    response: Body
-    source: str
-    request: Body = field(default_factory=dict)
-    asked: str = ""
+# A stored answer from the file ``source``; ``asked`` is the model that was asked.
+Reply = namedtuple("Reply", "key response source request asked")
 
 
 def read_jsonl(path: Path) -> Iterator[Reply]:
@@ -95,10 +86,8 @@ class Store(AbstractContextManager):
 
     def usable(self, key: str, model: str = "") -> Reply | None:
         """Return the newest reply that is usable, of ``model`` if one is named."""
-        found = (
-            reply for reply in reversed(self._known.get(key, [])) if model in ("", reply.asked)
-        )
-        return next((reply for reply in found if not usable(reply.request, reply.response)), None)
+        found = [reply for reply in self._known.get(key, []) if model in ("", reply.asked)]
+        return next((r for r in reversed(found) if not usable(r.request, r.response)), None)
 
     def all(self) -> list[Reply]:
         """Return all replies, usable or not, in the order in which their requests were asked."""

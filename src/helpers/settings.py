@@ -107,6 +107,6 @@ class Settings:
             raise SettingsError(f"{name} must {wanted}.") from None
 
     def scrub(self, text: str) -> str:
-        """Replace the key by ``[key]``, for messages."""
-        key = re.escape(self.llm_api_key or "")
-        return re.sub(rf"(?<!\w){key}(?!\w)", "[key]", text) if key else text
+        """Replace the key by ``[key]``; a short one is no secret, but may be a word of the text."""
+        key = self.llm_api_key or ""
+        return re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "[key]", text) if len(key) > 7 else text

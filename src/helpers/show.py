@@ -1,7 +1,5 @@
 """What a lesson shows: tables, an LLM's words, the picture of the pipeline, one user's story."""
 
-from __future__ import annotations
-
 import hashlib
 import html
 from collections.abc import Mapping, Sequence

@@ -46,8 +46,9 @@ def check_java() -> int:
     said = subprocess.run([path, "-version"], capture_output=True, text=True).stderr if path else ""
     if found := re.search(r'version "(17|21)\b', said):
         return int(found[1])
+    lines = [line for line in said.splitlines() if "Picked up " not in line]  # of an environment
     raise JavaError(
-        f"Spark needs Java 17 or 21, found {(said.splitlines() or ['none'])[0]}: run 'sudo "
+        f"Spark needs Java 17 or 21, found {(lines or ['none'])[0]}: run 'sudo "
         "apt-get install openjdk-17-jre', 'brew install openjdk@17' or 'conda install openjdk=17'."
     )
 
@@ -85,7 +86,10 @@ def get_spark(settings: Settings | None = None) -> SparkSession:
         except Exception as error:
             log.seek(0)
             why = "no such server, or no pip install '.[scale]'"  # an error may hold its token
-            why = why if remote else start_fault(f"{log.read()}\n{error}") or error
+            if not remote:
+                signs = r"(?m)^.*(Exception: |Error: |Could not|Invalid|must).*"
+                found = re.search(signs, f"{log.read()}\n{error}")
+                why = found[0].strip().rstrip(".") if found else error
             see = "SPARK_REMOTE, SPARK_MASTER and SPARK_DRIVER_MEMORY, and data/cache/spark.log"
             raise RuntimeError(f"Spark did not start: {why}; see {see}.") from None
 
@@ -104,10 +108,3 @@ def close_spark(session: SparkSession) -> None:
 
 def _refuse(*_: object, **__: object) -> None:
     raise RuntimeError("Spark was closed by the last cell: run the notebook again (Run All).")
-
-
-def start_fault(text: str) -> str:
-    """Return the first line of a JVM's output that says why it did not start, or ""."""
-    signs = r"Exception: |Error: |Could not|Invalid|must"
-    lines = (line.strip().rstrip(".") for line in text.splitlines())
-    return next((line for line in lines if re.search(signs, line)), "")

@@ -1,7 +1,5 @@
 """The end of the course at its beginning: one user's card, made of recorded things alone."""
 
-from __future__ import annotations
-
 import contextlib
 
 from helpers import candidates, data, llm, prompts, replies, show
@@ -22,14 +20,14 @@ def recorded(user: int, dataset: data.Dataset, settings: Settings | None = None)
         liked, disliked = candidates.liked(rated), candidates.disliked(rated)
         messages = prompts.profile_prompt(rated, liked, disliked)
         asked = {"messages": messages, "response_format": llm.response_format(prompts.Profile)}
-        store = replies.CommittedStore(settings.replies_dir)
-        if found := store.get(replies.request_key(asked)):
+        if found := replies.CommittedStore(settings.replies_dir).get(replies.request_key(asked)):
             text = found.response["choices"][0]["message"]["content"]
             claims = audit_profile(prompts.Profile.model_validate_json(text), liked, disliked)
     with contextlib.suppress(data.DataError):
-        ranked = data.read_result(f"05_ranked_list_user_{user}", dataset, settings)
-        saved = data.read_result("03_candidates", dataset, settings)
-        mine = saved[(saved["userId"] == user) & (saved["list"] == "implicit ALS")]
-        retriever = mine.loc[mine["movieId"].isin(ranked["movieId"]), "movieId"].tolist()
+        ranked = data.read_result(f"05_ranked_list_user_{user}", dataset, settings).fillna("")
+        for place in (dataset, dataset._replace(verified=False)):  # published, or a learner's own
+            saved = data.read_result("03_candidates", place, settings)
+            mine = saved[(saved["userId"] == user) & (saved["list"] == "implicit ALS")]
+            retriever = retriever or mine.merge(ranked["movieId"])["movieId"].tolist()
     show.story(rated, claims, ranked, retriever=retriever, support=support, who=who)
     return user, notice

@@ -1,7 +1,5 @@
 """What stands under the OpenAI client: answers from the stores, a server or the local model."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading
@@ -15,7 +13,7 @@ import httpx2
 import openai
 
 from helpers import local_model
-from helpers.answers import Body, estimate_tokens, json_of, usable
+from helpers.answers import Body, estimate_tokens, json_of, tokens_taken, usable
 from helpers.replies import Store, request_key
 from helpers.settings import Settings, SettingsError
 
@@ -23,15 +21,9 @@ LETTERS, SOURCE = "x-letters", "x-reply-source"  # headers between the client an
 
 
 class NoReply(openai.OpenAIError):
-    """No server is configured and no reply to this request is stored."""
+    """A request was not sent: none may be and no reply is stored, or it could cost too much."""
 
-    kind = "no_reply"
-
-
-class BudgetExceeded(NoReply):
-    """The next request could go over the budget; it was not sent."""
-
-    kind = "budget"
+    kind = "no_reply"  # or "budget"
 
 
 def completion_limit(body: Body) -> int:
@@ -55,22 +47,23 @@ class Budget:
     def spend(self, body: Body, send: Callable[[], httpx2.Response]) -> httpx2.Response:
         """Send a request if the most it may take is left, also beside others; count what it took.
 
-        What is not reported counts as the most. Raises BudgetExceeded.
+        What is not reported counts as the most. Raises NoReply of kind ``budget``.
         """
         most = took = estimate_tokens(body) + completion_limit(body)
         with self._lock:
             if self.spent_tokens + most > self.limit:
-                raise BudgetExceeded(
+                fault = NoReply(
                     f"Not sent: {self.spent_tokens} of {self.limit} tokens are spent, this request "
                     f"may take {most}: raise LLM_MAX_TOKENS (or LLM_BUDGET_USD), or lower "
                     "LLM_REPLY_TOKENS."
                 )
+                fault.kind = "budget"
+                raise fault
             self.spent_tokens += most
         try:
             response = send()
-            answer = json_of(response.text)
-            usage = answer.get("usage") if isinstance(answer, dict) else None
-            took = int((usage or {}).get("total_tokens") or most) if response.is_success else 0
+            told = tokens_taken(json_of(response.text), "total_tokens")
+            took = (told or most) if response.is_success else 0
             return response
         except httpx2.ConnectError:  # nothing was sent
             took = 0
@@ -93,7 +86,7 @@ def tightened(body: Body, letters: int, *, texts: bool = False) -> Body:
             node |= {"maxLength": 200} if kind == "string" else {"maxItems": 5}
         if letters and "letter" in known:
             known["letter"] = names
-        if letters and "ranking" in known:
+        if letters and "items" in known.get("ranking", {}):
             known["ranking"] |= {"minItems": letters, "maxItems": letters}
             if known["ranking"]["items"].get("type") == "string":
                 known["ranking"]["items"] = names
@@ -109,8 +102,9 @@ def plainer(body: Body, refusal: str) -> Body:
     if schema := ((body.get("response_format") or {}).get("json_schema") or {}).get("schema"):
         wanted = json.dumps(schema, ensure_ascii=False)
         texts.append(f"Answer only with JSON that fits this schema:\n{wanted}")
-    # The limit has its older name where the server's error names the newer one.
-    name = "max_tokens" if "max_completion_tokens" in refusal else "max_completion_tokens"
+    # The limit has the name that is not refused; an error names the refused one first.
+    named = re.findall("max_completion_tokens|max_tokens", refusal)
+    name = "max_tokens" if named[:1] == ["max_completion_tokens"] else "max_completion_tokens"
     message = {"role": "user", "content": "\n\n".join(texts)}
     return {"model": body.get("model"), "messages": [message], name: completion_limit(body)}
 
@@ -134,8 +128,13 @@ class RecordingTransport(httpx2.BaseTransport):
         """The course's replies, read when the first one is wanted."""
         return Store(self.settings.replies_dir)
 
+    @cached_property
+    def pending(self) -> Store:
+        """The requests that found no answer."""
+        return Store(self.settings.cache_dir / "pending.jsonl")
+
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Answer one request; raises NoReply or BudgetExceeded."""
+        """Answer one request; raises NoReply."""
         live, mode = self.live, self.settings.llm_mode
         if live and request.method != "POST":
             return live.send(request, stream=True)
@@ -152,30 +151,26 @@ class RecordingTransport(httpx2.BaseTransport):
         letters = int(request.headers.pop(LETTERS, "0"))
         asked = {name: body[name] for name in body if name != "model"}
         if live:
-            response, source = self._by_server(live, request, tightened(body, letters)), "live"
+            response, source = self._post(live, request, tightened(body, letters)), "live"
         elif self.local:
             form, log = tightened(asked, letters, texts=True), "local_model.log"
             response = local_model.post(request.url.path, form, self.settings.cache_dir / log)
             source = "local"
         else:
-            pending = Store(self.settings.cache_dir / "pending.jsonl")
-            if pending.get(key) is None:
-                pending.put(asked, {})
-            raise NoReply(
-                "No reply to this request is recorded, and no LLM is configured: set "
-                "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL (see docs/running.md); the request "
-                "was noted as pending."
-            )
+            if self.pending.get(key) is None:
+                self.pending.put(asked, {})
+            why = "No reply to this request is recorded, and no LLM is configured: set "
+            why += "OPENAI_BASE_URL, OPENAI_API_KEY and LLM_MODEL"
+            if mode != "auto" and self.settings.llm_model:
+                why = f"No server is asked while LLM_MODE is {mode}: set it to auto"
+            raise NoReply(f"{why} (see docs/running.md); the request was noted as pending.")
         text = self.settings.scrub(response.text)
         if response.is_success and not usable(asked, answer := json_of(text)):
             self.store.put(asked, answer, model=model)
-        headers = {k: v for k, v in response.headers.items() if k == "retry-after"}
-        headers[SOURCE] = source
-        return httpx2.Response(response.status_code, headers=headers, content=text)
+        wait = {k: v for k, v in response.headers.items() if k == "retry-after"}
+        return httpx2.Response(response.status_code, headers=wait | {SOURCE: source}, content=text)
 
-    def _by_server(
-        self, live: httpx2.Client, request: httpx2.Request, form: Body
-    ) -> httpx2.Response:
+    def _post(self, live: httpx2.Client, request: httpx2.Request, form: Body) -> httpx2.Response:
         """Send a request; where its form is refused, and from then on, a plainer one."""
         if "input" not in form and not completion_limit(form):
             form["max_completion_tokens"] = self.settings.llm_reply_tokens
@@ -191,8 +186,8 @@ class RecordingTransport(httpx2.BaseTransport):
             return send(plainer(form, self._refusals[name]))
         response = send(form)
         status, refusal = response.status_code, response.text
-        said = status == 500 and re.search("template|role|format|schema", refusal.lower())
-        if chat and (said or status in (400, 415, 422, 501)):
+        said = re.search(r"(?<![a-z])(template|role|format|schema)", refusal, re.IGNORECASE)
+        if chat and (status in (400, 415, 422, 501) or (said and status == 500)):
             response = send(plainer(form, refusal))
             if response.is_success:
                 self._refusals[name] = refusal

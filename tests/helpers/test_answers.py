@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from misbehaving_server import completion
 
 from conftest import ROOT
 from helpers import answers, prompts, replies
@@ -63,11 +65,15 @@ def test_what_is_no_answer_is_not_guessed(text, why):
     "text",
     ["[" * 10**6, '{"a":' * 10**5, '["a",' * 10**5, '["a"]' * 10**5, '"' * 10**6, "<think>" * 10**5,
      '{"a": [' + "[" * 900 + "]" * 900 + "]}", "['x' " * 10**5, '{"a": ["x" "y"]}' * 10**5,
-     '{"ranking": [' + "'A'," * 10**5, "9" * 5000, "\ud800["],
-    ids=range(12),
+     '{"ranking": [' + "'A'," * 10**5, "9" * 5000, "\ud800[",
+     "a" * 16_000 + " b c"],
+    ids=range(13),
 )  # fmt: skip
 def test_long_and_deep_texts_are_read_at_once(text):
+    started = time.process_time()
     assert answers.read(text, RankingReply).value is None
+    assert answers.outcome_of(completion(text, finish="length")).kind in ("truncated", "repetition")
+    assert time.process_time() - started < 5
 
 
 PIECES = [*"[]{}\",:'\\ \n", "ranking", "A", "E", "<think>", "</think>", "```", "“", "//", GOOD]

@@ -62,6 +62,8 @@ def test_years():
         ("kids and dark science fiction", {"Children", "Sci-Fi"}),
         ("unknown", set()),
         ("Western dramas", {"Western", "Drama"}),
+        ("warm, full of warmth", set()),
+        ("wartime", {"War"}),
     ],
 )
 def test_genres_are_words_with_any_ending(text, named):

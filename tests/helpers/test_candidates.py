@@ -55,7 +55,7 @@ def test_dead_ends_are_one_sentence(world):
     with pytest.raises(NoCandidatesError, match="User 2 is not in the model"):
         recommender.recommend([2])
     everything = pd.DataFrame({"userId": 5, "movieId": factors.movies})
-    with pytest.raises(NoCandidatesError, match="rated already"):
+    with pytest.raises(NoCandidatesError, match="rated already: choose another user"):
         Recommender(factors, train, everything).recommend([5])
 
 
@@ -67,6 +67,7 @@ def test_history_likes_and_dislikes():
     table = history(ratings, movies, 1)
     assert table.movieId.tolist() == [1, 3, 2, 4]
     assert table.deviation.tolist() == [1.5, 0.5, 0.5, -2.5]
+    assert history(ratings, movies.iloc[1:], 1).movieId.tolist() == [3, 2, 4]
     assert liked(table).movieId.tolist() == [1, 3, 2] and disliked(table).movieId.tolist() == [4]
     with pytest.raises(NoCandidatesError, match="no rating"):
         history(ratings, movies, 2)

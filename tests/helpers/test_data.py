@@ -104,6 +104,7 @@ def test_movielens_dir_comes_first_then_the_copy_then_a_download(home, folder, m
     assert dataset.describe().endswith(f"are those of {folder.name}.")
     dataset = locate(home)
     assert (dataset.path, dataset.source) == (local, "data/ml-latest-small")
+    assert dataset.describe().endswith("are those of another ml-latest-small.")
     (folder / "links.csv").unlink()
     for path in (folder, folder / "nowhere"):
         with pytest.raises(DataError, match="MOVIELENS_DIR lacks a file; wanted"):

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import openai
 import pytest
 from misbehaving_server import FAULTS, completion, serve
 
-from helpers import llm, prompts, ranking
+from helpers import llm, local_model, prompts, ranking, transport
 from helpers.answers import usable
 from helpers.replies import LocalStore
 from helpers.settings import Settings, SettingsError
@@ -87,16 +88,22 @@ def test_committed_records_come_first_without_a_server_and_never_with_one(offlin
         assert ask(live(offline, server, llm_model="another")).text == "live"
 
 
-def test_mode_none_ignores_records_and_notes_the_request(offline):
+def test_mode_none_ignores_records_and_notes_the_request(offline, monkeypatch):
     body = {"messages": MESSAGES}
     stored(offline).put(body, completion("mine"), model="served")
     settings = dataclasses.replace(offline, llm_mode="none")
     assert "none;" in llm.describe(settings)
-    for _ in range(2):
-        outcome = ask(settings)
-        assert outcome.kind == "no_reply" and "docs/running.md" in outcome.why
-    (waiting,) = LocalStore(offline.cache_dir / "pending.jsonl").all()
-    assert waiting.request == body
+    opened, path = [], offline.cache_dir / "pending.jsonl"
+    monkeypatch.setattr(transport, "Store", lambda path: opened.append(path) or LocalStore(path))
+    with llm.connect(settings) as client:
+        for _ in range(2):
+            outcome = llm.ask(client, MESSAGES)
+            assert outcome.kind == "no_reply" and "no LLM is configured" in outcome.why
+    (waiting,) = LocalStore(path).all()
+    assert waiting.request == body and opened == [path]
+    named = {"llm_mode": "recorded", "llm_base_url": "http://127.0.0.1:9/v1", "llm_model": "m"}
+    outcome = ask(dataclasses.replace(offline, **named), messages=RULED)
+    assert "No server is asked while LLM_MODE is recorded" in outcome.why
 
 
 def test_the_plain_client_parses_a_record(offline):
@@ -116,6 +123,12 @@ def test_what_is_missing_is_named(offline):
         llm.describe(dataclasses.replace(offline, llm_mode="live", llm_api_key=KEY))
     half = dataclasses.replace(offline, llm_base_url="http://127.0.0.1:9/v1")
     assert "LLM_MODEL is not set" in llm.describe(half)
+
+
+def test_an_empty_address_in_the_environment_is_that_of_openai(offline, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "")
+    with llm.connect(dataclasses.replace(offline, llm_model="m", llm_api_key=KEY)) as client:
+        assert client.base_url == "https://api.openai.com/v1/"
 
 
 RULED = [{"role": "system", "content": "Be brief."}, *MESSAGES]
@@ -158,6 +171,30 @@ def test_what_a_server_refuses_is_asked_for_plainly_and_remembered(offline, part
     assert again.source == "stored"  # the record is that of the request as it was asked
 
 
+def test_a_passing_fault_with_the_word_information_changes_no_request(offline):
+    busy = ("reply", (500, {"error": {"message": "Busy: more information in the log."}}))
+    with serve(busy, ("ok", completion("fine"))) as server:
+        assert ask(live(offline, server)).kind == "server_error" and len(server.requests) == 1
+
+
+def test_the_limit_takes_the_name_that_is_not_refused():
+    names = ["max_tokens", "max_completion_tokens"]
+    for refused, wanted in (names, names[::-1]):
+        said = f"Unsupported parameter: '{refused}' is not supported. Use '{wanted}' instead."
+        assert transport.plainer({"messages": MESSAGES, refused: 5}, said)[wanted] == 5
+
+
+def test_the_small_model_gets_the_callers_limit_once(offline, monkeypatch):
+    with serve(("ok", completion("fine"))) as server:
+        monkeypatch.setattr(
+            local_model, "server", lambda _: SimpleNamespace(address=lambda: server.url)
+        )
+        for limit in ({"max_tokens": 5}, {"max_completion_tokens": 6}, {}):
+            local_model.post("", {"messages": MESSAGES, **limit}, offline.root)
+    sent = [(body.get("max_tokens"), body["max_completion_tokens"]) for body in server.requests]
+    assert sent == [(None, 5), (None, 6), (None, 600)]
+
+
 def test_letters_are_in_what_is_sent_and_never_in_the_key(offline):
     with serve(("ok", completion('{"ranking": ["B", "A"]}'))) as server:
         settings = live(offline, server)
@@ -169,6 +206,9 @@ def test_letters_are_in_what_is_sent_and_never_in_the_key(offline):
     assert second["$defs"]["RankedItem"]["properties"]["letter"]["enum"] == ["A", "B", "C"]
     assert second["properties"]["ranking"]["maxItems"] == 3
     assert ask(offline, schema=ranking.LetterRanking).source == "stored"
+    named = {"properties": {"ranking": {"type": "object"}}}  # a learner's: dict[str, str]
+    form = {"response_format": {"json_schema": {"schema": named}}}
+    assert transport.tightened(form, 2) == form
 
 
 def shaped(finish="stop", **message):
@@ -211,6 +251,8 @@ def test_each_shape_of_an_answer(offline, body, kind, text):
         (500, {"error": {"message": "word " * 500}}, "server_error", "word ..."),
         (200, {"error": "overloaded, sorry"}, "malformed", "overloaded, sorry"),
         (200, {"hello": "world"}, "malformed", "world"),
+        (500, rb'{"error": "cannot open C:\models\x.gguf"}', "server_error", "cannot open C:"),
+        (200, rb'{"error": "cannot open C:\models\x.gguf"}', "malformed", "cannot open C:"),
     ],
 )
 def test_the_servers_own_words_are_kept_but_no_key(offline, status, error, kind, words):
@@ -254,17 +296,22 @@ def test_eight_threads_never_go_over_the_limit(offline):
     assert budget.spent_tokens == 18 * kinds.count("ok") <= 400
 
 
+def used(usage):
+    return completion("fine") | {"usage": usage}
+
+
 @pytest.mark.parametrize(
     ("step", "spent"),
     [
         (("sleep", 1.0), 108), ("cut", 108), (("raw", b"<html>"), 108),
         (("reply", (503, b"no")), 0), (("ok", completion("fine")), 18),
-        (("ok", completion("fine", usage=False)), 108),
+        (("ok", completion("fine", usage=False)), 108), (("ok", used("unavailable")), 108),
+        (("ok", used({"total_tokens": "n/a"})), 108), (("ok", used({"total_tokens": -9})), 108),
     ],
 )  # fmt: skip
 def test_what_a_request_took_is_counted_and_an_unknown_answer_in_full(offline, step, spent):
     with serve(step) as server:
-        settings = live(offline, server, llm_timeout_s=0.5)
+        settings = live(offline, server, llm_timeout_s=0.5 if step[0] == "sleep" else 5.0)
         budget = llm.Budget(settings)
         with llm.connect(settings, budget=budget).with_options(max_retries=0) as client:
             llm.ask(client, MESSAGES, model="served", max_tokens=100)
@@ -281,6 +328,8 @@ def test_dollars_need_prices_and_limit_the_tokens_too(offline):
     assert llm.Budget(dataclasses.replace(offline, **priced)).limit == 100_000
     shown = llm.preview([{"messages": MESSAGES}], dataclasses.replace(offline, **priced))
     assert shown["cost (US dollars, at most)"] == "0.0200" and shown["requests"] == 1
+    shown = llm.preview([{"messages": MESSAGES}], dataclasses.replace(offline, llm_price_in=1.0))
+    assert shown["cost (US dollars, at most)"] == "unknown"
 
 
 def test_a_prompt_cut_by_the_servers_window_is_said_and_not_stored(offline):
@@ -291,6 +340,8 @@ def test_a_prompt_cut_by_the_servers_window_is_said_and_not_stored(offline):
         outcome = ask(live(offline, server), messages=messages)
     assert outcome.kind == "prompt_cut" and "512 of about 2004" in outcome.why
     assert ask(offline, messages=messages).kind == "no_reply"
+    reply["usage"]["prompt_tokens"] = "n/a"
+    assert usable({"messages": messages}, reply) == ""
 
 
 def test_a_proxy_counts_as_it_does_for_a_plain_client(offline, monkeypatch):

@@ -64,4 +64,5 @@ def test_secrets_leave_a_text_and_a_repr():
     settings = read(OPENAI_API_KEY=KEY, SPARK_REMOTE="sc://host:15002/;token=T0ken;use_ssl=true")
     assert settings.scrub(f"bad {KEY}, fine") == "bad [key], fine"
     assert not any(secret in repr(settings) for secret in (KEY, "T0ken"))
-    assert Settings(root=ROOT, llm_api_key="k").scrub("ok, key k") == "ok, key [key]"
+    for key in ("0", "none"):  # of a local server
+        assert Settings(root=ROOT, llm_api_key=key).scrub(f'"index":{key},') == f'"index":{key},'

@@ -7,7 +7,8 @@ import re
 import pandas as pd
 import pytest
 
-from helpers import show, story
+from helpers import data, show, story
+from helpers.settings import Settings
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -83,7 +84,7 @@ def test_a_story_joins_both_orders_and_strikes_what_failed(shown):
     show.story(RATED, CLAIMS, RANKED, retriever=[7, 8, 9], support={"Thief (1981)": 1})
     page = shown[0]["text/html"]
     assert "<script>" not in page and "<s>1880s</s>" in page and "<b>Romance</b>" in page
-    assert "Thief (1981), <b>1 rating</b>" in page
+    assert "Thief (1981), <b>1 rating</b>" in page and "(B), ranked by the LLM</h4>" in page
     lines = re.findall(r"M0 (\d+) L100 (\d+)", page)
     assert lines == [("150", "50"), ("250", "150"), ("50", "250")]
     assert page.count("up 1") == 2 and page.count("down 2") == 1 and page.count("<svg") == 1
@@ -103,3 +104,16 @@ def test_a_story_is_recorded_for_user_12_of_the_sample(shown, sample, settings):
     assert user != 10**6 and "is shown instead" in notice
     page = shown[0]["text/html"]
     assert "Comedy and Romance" in page
+
+
+def test_a_learners_own_list_is_found_and_names_who_ranked_it(shown, sample, tmp_path):
+    project, release = Settings(root=tmp_path), sample._replace(verified=True, simulated=False)
+    ranked = RANKED.assign(source="retriever (no usable LLM reply)", reason="")
+    proposed = pd.DataFrame({"userId": 12, "list": "implicit ALS", "movieId": [7, 8, 9]})
+    data.save_result(ranked, "05_ranked_list_user_12", release, project, published=False)
+    data.save_result(proposed, "03_candidates", release, project, published=False)
+    data.save_result(proposed.assign(userId=5), "03_candidates", release, project)
+    story.recorded(12, release, project)
+    page = shown[0]["text/html"]
+    assert "(B), ranked by the retriever</h4>" in page and ">nan<" not in page
+    assert page.count("up 1") == 2 and page.count("down 2") == 1

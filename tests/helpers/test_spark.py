@@ -27,10 +27,11 @@ def test_a_wrong_or_missing_java_is_one_sentence_with_the_install_line(tmp_path,
     java.parent.mkdir()
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     for version in ("11.0.2", "1.8.0_402", "21-ea"):
-        java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
+        said = f'Picked up JAVA_TOOL_OPTIONS: -Xmx1g\nopenjdk version "{version}"'
+        java.write_text(f"#!/bin/sh\necho '{said}' >&2\n")
         java.chmod(0o755)
         if version != "21-ea":
-            with pytest.raises(JavaError, match=f'"{version}": run .sudo apt-get install openjdk'):
+            with pytest.raises(JavaError, match=f'found openjdk version "{version}": run'):
                 check_java()
     assert check_java() == 21
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nowhere"))

@@ -187,6 +187,7 @@ def served(folder, tmp_path_factory):
         except httpx2.TransportError:
             time.sleep(0.5)
     assert server.poll() is None, (home / "log").read_text()
+    httpx2.get(f"{address}/models", trust_env=False)  # or it never came
     yield Settings(root=home, llm_mode="live", llm_base_url=address, llm_model=str(folder),
                    llm_timeout_s=120.0, llm_reply_tokens=60)  # fmt: skip
     server.kill()
