@@ -13,7 +13,6 @@ import tempfile
 from collections import defaultdict
 from datetime import date, datetime
 from pathlib import Path
-from time import perf_counter
 from unittest.mock import patch
 
 import course
@@ -28,13 +27,11 @@ from peak_memory import PeakMemory
 
 
 def promised(path: Path) -> tuple[float, float]:
-    """Return the seconds that the README promises for a notebook, and the MB that it may take.
-
-    Binder has 2 GB, and no PyTorch; 08 trains a pretrained LLM.
-    """
+    """Return the seconds that the README promises for a notebook, and the MB that it may take."""
     text = (lessons.ROOT / "README.md").read_text(encoding="utf-8")
     minutes = re.search(rf"\(notebooks/{path.name}\) \|[^|]*\| (\d+) \|", text)[1]
     imports = next(cell.source for cell in lessons.cells(path) if cell.cell_type == "code")
+    # Binder has 2 GB, and no PyTorch; 08 trains a pretrained LLM.
     torch = re.search(r"\b(torch|sentence.transformers)\b", imports)
     return 60.0 * int(minutes), 5120 if path.stem.startswith("08") else 3072 if torch else 2048
 
@@ -45,11 +42,8 @@ def measure(path: Path, dataset: data.Dataset) -> tuple[float, float, dict[str, 
         left_out = shutil.ignore_patterns("cache", "ml-*")
         shutil.copytree(lessons.ROOT / "data", Path(folder) / "data", ignore=left_out)
         os.environ |= {"HELPERS_HOME": folder, "MOVIELENS_DIR": str(dataset.path)}
-        memory, start = PeakMemory(os.getpid(), new=True), perf_counter()
-        memory.start()
-        cells = course.execute(path).cells
-        seconds = perf_counter() - start
-        memory.stop()
+        with PeakMemory(os.getpid(), new=True) as run:
+            cells = course.execute(path).cells
     section, parts = "", defaultdict(float)
     for cell in cells:
         if cell.cell_type == "markdown":
@@ -59,7 +53,7 @@ def measure(path: Path, dataset: data.Dataset) -> tuple[float, float, dict[str, 
             names = ("iopub.execute_input", "shell.execute_reply")
             begin, end = (datetime.fromisoformat(noted[name]) for name in names)
             parts[section] += (end - begin).total_seconds()
-    return seconds, memory.peak_mb, {k: round(v, 1) for k, v in parts.items() if k[:1].isdigit()}
+    return run.seconds, run.peak_mb, {k: round(v, 1) for k, v in parts.items() if k[:1].isdigit()}
 
 
 def save(rows: list[dict], path: Path, key: str) -> None:
@@ -71,6 +65,7 @@ def save(rows: list[dict], path: Path, key: str) -> None:
     if path.exists():
         old = pd.read_csv(path)
         table = pd.concat([old.loc[~old[key].isin(table[key])], table])
+    path.parent.mkdir(parents=True, exist_ok=True)
     table.sort_values(key, kind="stable").to_csv(path, index=False, lineterminator="\n")
 
 

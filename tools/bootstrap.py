@@ -5,6 +5,7 @@ Where the course is not installed, importing this sets it up and goes on inside 
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,4 +41,6 @@ if __name__ == "__main__":
 elif Path(sys.prefix).resolve() != (ROOT / ".venv").resolve() and not all(
     map(importlib.util.find_spec, ("helpers", "nbclient"))
 ):
-    sys.exit(subprocess.run([set_up(ROOT / ".venv"), *sys.argv]).returncode)
+    python = set_up(ROOT / ".venv")
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the child, which gets it too
+    sys.exit(subprocess.run([python, *sys.argv]).returncode)

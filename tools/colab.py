@@ -83,9 +83,7 @@ def install(said: str) -> None:
             sys.exit("Java 17 could not be installed; the messages above say why.")
     if any(metadata.version(name) != old for name, old in loaded.items()):
         # An imported module cannot be exchanged, and two versions mixed fail later, oddly.
-        sys.exit(
-            "numpy or pandas is new, and the old one is in use: choose Runtime, Restart session."
-        )
+        sys.exit("numpy or pandas is new and the old one in use: choose Runtime, Restart session.")
 
 
 def _run(*command: str) -> int:

@@ -41,7 +41,6 @@ NOT_RESULTS = re.compile(  # code, links, formulas, references, names
 
 
 def taught(cell: NotebookNode) -> set[str]:
-    """Return the names that a cell teaches."""
     tags = cell.metadata.get("tags", [])
     return {tag.removeprefix("taught:") for tag in tags if tag.startswith("taught:")}
 
@@ -87,6 +86,7 @@ def live_copy(notebook: NotebookNode) -> NotebookNode:
         live.append(cell)
         if cell.cell_type == "markdown":
             text = SOLUTION.sub("", f"\n{cell.source}").strip("\n")
+            text = re.sub(r"\]\((?=\.\./|appendix/)", "](../../notebooks/", text)  # from build/live
             head, exercises, rest = text.partition("## Exercises")
             head = unspoiled(head, told - used, shown) if lesson else head
             cell.source, lesson, shown = head + exercises + rest, lesson and not exercises, False
@@ -133,6 +133,5 @@ def check(name: str) -> None:
 
 
 def write(folder: Path, settings: Settings) -> None:
-    """Write :func:`live_copy` of each notebook into ``folder``."""
     for path in lessons.paths(settings.root):
         nbformat.write(live_copy(nbformat.read(path, as_version=4)), folder / path.name)

@@ -32,6 +32,7 @@ from jupyterlab.labapp import LabApp
 from jupyterlab_server.workspaces_handler import WorkspacesManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat.sign import NotebookNotary
 from tqdm import tqdm
 
@@ -67,12 +68,13 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
             client.shutdown_kernel = "immediate"  # it may be in a cell that takes minutes
             raise
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            raised = isinstance(error, CellExecutionError)
-            why = f"{error.ename}: {error.evalue}" if raised else str(error)
+            why = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else str(error)
             why = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", why).split())[:300].rstrip(": ")
             place = f"code cell {len(sent)} of {total} ({sent[-1].splitlines()[0][:60]})"
             raise lessons.LessonError(f"{path.name}, {place}: {why}") from error
-    return notebook
+    for cell in notebook.cells:  # a line may come in pieces, and what goes to stderr between them
+        cell.get("outputs", []).sort(key=lambda output: output.get("name") == "stderr")
+    return CoalesceStreamsPreprocessor().preprocess(notebook, {})[0]
 
 
 def _let_ctrl_c_interrupt() -> None:
@@ -81,13 +83,13 @@ def _let_ctrl_c_interrupt() -> None:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
-def run(settings: Settings, first: str, last: str, output: Path) -> None:
+def run(settings: Settings, first: str, last: str) -> None:
     """Execute the notebooks from ``first`` to ``last`` and print the list that 05 ends with."""
-    if not settings.spark_remote:
+    chosen = [path for path in lessons.paths(settings.root) if first <= path.name[:2] <= last]
+    if not settings.spark_remote and any("get_spark" in path.read_text("utf-8") for path in chosen):
         check_java()
     print(data.locate(settings).describe())
-    chosen = [path for path in lessons.paths(settings.root) if first <= path.name[:2] <= last]
-    ranked = settings.cache_dir / RANKED_LIST
+    ranked, output = settings.cache_dir / RANKED_LIST, settings.root / "build" / "executed"
     ranked.unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -103,12 +105,9 @@ def run(settings: Settings, first: str, last: str, output: Path) -> None:
 
 
 def refresh_copies(settings: Settings) -> Path:
-    """Bring the copies in ``work`` up to date and return the folder; what was changed there stays.
-
-    ``.course.json`` keeps digests of what was written.
-    """
+    """Bring the copies in ``work`` up to date and return it; what was changed there stays."""
     folder, notary = settings.root / "work", NotebookNotary()
-    record = folder / ".course.json"
+    record = folder / ".course.json"  # digests of what was written
     written: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     for path in lessons.paths(settings.root, appendices=True):
         name = path.relative_to(settings.root / "notebooks").as_posix()
@@ -163,12 +162,9 @@ def execute_in_place(settings: Settings, names: list[str]) -> None:
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Remove what differs between runs or machines: stderr, times, widget state, kernel names.
-
-    A progress bar goes too: without its kernel it shows its first state.
-    """
+    """Remove what differs between runs or machines: stderr, times, widget state, kernel names."""
     notebook.metadata = nbformat.from_dict(KERNEL)
-    bar = re.compile(r"[^\n]*(\s+0%\||\b0\w+ \[00:00)")
+    bar = re.compile(r"[^\n]*(\s+0%\||\b0\w+ \[00:00)")  # without its kernel: its first state
     for cell in notebook.cells:
         for key in cell.metadata.keys() - KEPT:
             del cell.metadata[key]
@@ -209,26 +205,24 @@ def exchange_batch(settings: Settings, action: str, file: Path) -> int | None:
         new = [reply for reply in kept if reply and committed.get(reply.key) is None]
         rows = [{name: getattr(r, name) for name in ("key", "request", "response")} for r in new]
         lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
-        file.write_text("".join(lines), encoding="utf-8", newline="\n")
-        return print(f"{len(lines)} replies written to {file}.")
+        with file.open("a", encoding="utf-8", newline="\n") as output:
+            output.writelines(lines)
+        return print(f"{len(lines)} replies added to {file}.")
     noted = replies.LocalStore(settings.cache_dir / "pending.jsonl").all()
-    asked = {reply.key: reply.request for reply in noted if committed.get(reply.key) is None}
+    # A request stays noted after its answer came; it must not be sent and paid again.
+    unanswered = [r.request for r in noted if not (committed.get(r.key) or store.usable(r.key))]
     if action == "export":
-        # A request stays noted after its answer came; it must not be sent and paid again.
-        unanswered = [body for key, body in asked.items() if store.usable(key) is None]
         count = scale.export_batch(unanswered, file, settings.llm_model or "MODEL")
         return print(f"{count} requests written to {file}.")
-    report = scale.import_batch(file, asked.values(), store)
-    print(report)
-    return 1 if report.again else 0
+    print(report := scale.import_batch(file, unanswered, store))
+    return int(bool(report.again))
 
 
 two_digits = "{:0>2}".format  # 2 is 02
 BATCH = {"choices": ["export", "import", "keep"]}
 COMMANDS: dict[str, tuple] = {  # functions, and their arguments as argparse reads them
     "run": (run, ("--from", {"dest": "first", "default": "01", "type": two_digits}),
-            ("--to", {"dest": "last", "default": "05", "type": two_digits}),
-            ("--output", {"type": Path, "default": Path("build/executed")})),
+            ("--to", {"dest": "last", "default": "05", "type": two_digits})),
     **{name: (partial(build, name=name),) for name in ("page", "slides", "copies")},
     **{"lab": (open_lab,), "forget": (forget,), "stamp": (publish.stamp,)},
     "execute": (execute_in_place, ("names", {"nargs": "*"})),
@@ -249,7 +243,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     action = COMMANDS[options.pop("command")][0]
     try:
-        return action(Settings.from_env(), **options) or 0
+        settings = Settings.from_env()
+        if settings.movielens_dir:  # absolute: kernels run in another folder
+            os.environ["MOVIELENS_DIR"] = str(settings.movielens_dir)
+        return action(settings, **options) or 0
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C. What was finished is kept.", file=sys.stderr)
         return 130

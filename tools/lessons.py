@@ -29,10 +29,8 @@ def cells(path: Path, *tags: str) -> list[NotebookNode]:
 def said(outputs: list[NotebookNode]) -> str:
     """Return what outputs say in plain text, tables too; a figure says nothing."""
     shown = [output.get("data", {"text/plain": output.get("text", "")}) for output in outputs]
-    kinds = [
-        next((k for k in ("image/png", "text/markdown") if k in d), "text/plain") for d in shown
-    ]
-    return "\n".join(d.get(k, "") for d, k in zip(shown, kinds, strict=True) if k != "image/png")
+    texts = [d.get("text/markdown", d.get("text/plain", "")) for d in shown if "image/png" not in d]
+    return "\n".join(texts)
 
 
 def alt(output: NotebookNode) -> str:

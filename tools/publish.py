@@ -60,10 +60,8 @@ def navigation(paths: list[Path], index: int, address: str | None) -> str:
 
 
 def set_up(address: str | None) -> str:
-    """Return the beginning of a set-up cell: on Colab it runs ``tools/colab.py`` from GitHub.
-
-    Without an address the session says where the notebook lies, which is beside ``tools``.
-    """
+    """Return the beginning of a set-up cell: on Colab it runs ``tools/colab.py`` from GitHub."""
+    # Without an address the session says where the notebook lies, which is beside tools.
     asked = "curl -s $COLAB_JUPYTER_IP:9000/api/sessions|grep -o git.*notebooks|xargs -I@ "
     fetched = f"{asked}curl -sfL https://@/../tools/colab.py?raw=true"
     if address:
@@ -91,6 +89,5 @@ def stamp(settings: Settings) -> None:
     before, _, after = (root / "README.md").read_text(encoding="utf-8").split(LAUNCH)
     links = launch_links(address, f"notebooks/{paths[0].name}") if address else {}
     text = " | ".join(f"[Open in {place}]({link})" for place, link in links.items()) or NO_ADDRESS
-    whole = f"{before}{LAUNCH}\n\n{text}\n\n{LAUNCH}{after}"
-    (root / "README.md").write_text(whole, encoding="utf-8")
+    (root / "README.md").write_text(f"{before}{LAUNCH}\n\n{text}\n\n{LAUNCH}{after}", "utf-8")
     print(f"Stamped {address or '(there is no address yet)'}.")

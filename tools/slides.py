@@ -33,9 +33,7 @@ class Builder:
 
     def __init__(self, root: Path) -> None:
         self.polls = (root / "docs" / "teaching_notes.md").read_text(encoding="utf-8")
-        self.cells: dict[str, NotebookNode] = {}
-        self.places: dict[str, str] = {}
-        self.notes: dict[str, str] = {}
+        self.cells, self.places, self.notes = {}, {}, {}  # by the ids of cells
         for path in lessons.paths(root):
             place = path.name[:2]
             for cell in lessons.cells(path):
@@ -101,8 +99,9 @@ class Builder:
 
     def quote(self, entry: dict, name: str, which: str) -> str:
         """Quote from some words to the end of their paragraph, or ``until`` others."""
-        text, end = self.cells[name].source, entry.get("until", "\n\n")
-        quoted = text[text.index(which) :].split(end)[0] + end.strip()
+        text, end = self.cells[name].source, entry.get("until", "")
+        text = text[text.index(which) :]
+        quoted = text[: text.index(end) + len(end)] if end else text.split("\n\n")[0]
         return f"<blockquote>{markdown2html(quoted)}</blockquote>"
 
     def poll(self, entry: dict, name: str, which: str) -> str:

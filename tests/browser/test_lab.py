@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 import sys
@@ -25,6 +24,10 @@ MEMORY_LIMIT_MB = 1700  # what runs on Binder, which has 2 GB and JupyterLab in 
 RUN_LIMIT_S = 900
 SHUT_DOWN = "() => jupyterapp.shell.currentWidget.sessionContext.shutdown()"
 DIRTY = "() => jupyterapp.shell.currentWidget.context.model.dirty"
+KERNEL = "() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.info"
+VERSION = """version => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON()
+    .metadata.language_info?.version === version"""
+CHANGED = "([box, text]) => box.innerText !== text && box.innerText.length > 20"
 CELLS = """() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
     .filter(cell => cell.cell_type === 'code')
     .map(cell => ({count: cell.execution_count, errors: cell.outputs
@@ -71,9 +74,10 @@ def move(page, control) -> None:
 def test_a_notebook_that_is_opened_and_saved_stays_as_it_is(path, lab, page):
     page.goto(lab.at(f"lab/tree/notebooks/{path.name}?reset"), timeout=60_000)
     page.wait_for_function(READY, timeout=60_000)
-    page.wait_for_timeout(1_000)  # what the kernel says of itself is written into the notebook
-    # Python's version is that of the kernel: on another one, autosave writes it.
-    here = f'"version": "{platform.python_version()}"'
+    # What the kernel says of itself is written into the notebook: on another Python, its version.
+    version = page.evaluate(KERNEL)["language_info"]["version"]
+    page.wait_for_function(VERSION, arg=version)
+    here = f'"version": "{version}"'
     expected = re.sub('"version": "3[.0-9]+"', here, path.read_text(encoding="utf-8"))
     if expected == path.read_text(encoding="utf-8"):
         assert not page.evaluate(DIRTY)
@@ -86,27 +90,24 @@ def test_a_notebook_that_is_opened_and_saved_stays_as_it_is(path, lab, page):
 @pytest.mark.browser
 @pytest.mark.parametrize(("path", "calls"), [*notebooks_with_controls()])
 def test_run_all_and_every_control(path, calls, lab, page, sample_results):
-    memory = PeakMemory(lab.process.pid)
-    memory.start()
-    run_all(page, lab, path)
-    boxes = page.query_selector_all(BOXES)
-    assert len(boxes) == calls
-    for box in boxes:
-        shown = box.query_selector(".widget-output")
-        for place, control in enumerate(box.query_selector_all(CONTROLS)):
-            control.scroll_into_view_if_needed()
-            if place:
-                page.keyboard.press("Tab")  # from the control before
-            else:
-                control.focus()
-            assert page.evaluate("box => box === document.activeElement", control)
-            before = shown.inner_text()
-            move(page, control)
-            page.wait_for_function("([box, text]) => box.innerText !== text", arg=[shown, before])
-            assert len(shown.inner_text()) > 20
-    shoot(page, path.stem)
-    page.evaluate(SHUT_DOWN)
-    memory.stop()
+    with PeakMemory(lab.process.pid) as memory:
+        run_all(page, lab, path)
+        boxes = page.query_selector_all(BOXES)
+        assert len(boxes) == calls
+        for box in boxes:
+            shown = box.query_selector(".widget-output")
+            for place, control in enumerate(box.query_selector_all(CONTROLS)):
+                control.scroll_into_view_if_needed()
+                if place:
+                    page.keyboard.press("Tab")  # from the control before
+                else:
+                    control.focus()
+                assert page.evaluate("box => box === document.activeElement", control)
+                before = shown.inner_text()
+                move(page, control)
+                page.wait_for_function(CHANGED, arg=[shown, before])
+        shoot(page, path.stem)
+        page.evaluate(SHUT_DOWN)
     assert 100 < memory.peak_mb < MEMORY_LIMIT_MB
 
 

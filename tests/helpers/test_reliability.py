@@ -92,9 +92,9 @@ def test_ctrl_c_in_make_run_is_one_line_and_leaves_no_kernel(tmp_path):
              "import time; time.sleep(300)"]  # fmt: skip
     notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
     nbformat.write(notebook, tmp_path / "notebooks" / "01_a.ipynb")
-    command = [sys.executable, str(ROOT / "tools" / "course.py"), "run", "--to", "01", "--output"]
+    command = [sys.executable, str(ROOT / "tools" / "course.py"), "run", "--to", "01"]
     process = subprocess.Popen(
-        [*command, str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "HELPERS_HOME": str(tmp_path)},
         start_new_session=True,
     )  # fmt: skip
@@ -112,7 +112,7 @@ def test_ctrl_c_in_make_run_is_one_line_and_leaves_no_kernel(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130 and b"Stopped by Ctrl-C" in output
-    assert b"Traceback" not in output and list((tmp_path / "out").iterdir()) == []
+    assert b"Traceback" not in output and list((tmp_path / "build" / "executed").iterdir()) == []
     deadline = time.time() + 10
     while psutil.pid_exists(int(own.read_text())):
         assert time.time() < deadline, "the kernel is left"

@@ -1,10 +1,11 @@
-"""The memory that a program and all that it starts hold at one time."""
+"""The time that a program takes, and the memory that it and all that it starts hold at once."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from pathlib import Path
+from time import perf_counter
 
 import psutil
 
@@ -19,7 +20,7 @@ def borrows(child: psutil.Process) -> bool:
 
 
 class PeakMemory(threading.Thread):
-    """Samples the memory of a process's descendants until it ends.
+    """Samples the memory of a process's descendants inside its ``with``, and times that.
 
     Counts proportional set size where the system tells it (Linux), so that shared pages count once,
     else resident size. With ``itself`` the process counts too, with ``new`` only what starts later.
@@ -27,31 +28,33 @@ class PeakMemory(threading.Thread):
 
     def __init__(self, pid: int, *, itself: bool = False, new: bool = False) -> None:
         super().__init__(daemon=True)
-        self.process, self.peak_mb = psutil.Process(pid), 0.0
-        self.parts: list[tuple[str, float]] = []  # names and MB of the processes at the peak
+        self.process, self.peak_mb, self.seconds = psutil.Process(pid), 0.0, 0.0
         self.itself, self.done = itself, threading.Event()
         self.older = set(self.process.children(recursive=True)) if new else set()
 
-    def stop(self) -> None:
-        """Stop before the process ends."""
+    def __enter__(self) -> PeakMemory:
+        self.seconds = -perf_counter()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += perf_counter()
         self.done.set()
         self.join()
 
     def run(self) -> None:
+        done = False
         with contextlib.suppress(psutil.Error):
-            while not self.done.wait(0.2) and self.process.status() != psutil.STATUS_ZOMBIE:
+            while not done:  # once more after the end, for what is still held then
+                done = self.done.wait(0.2)
                 family = [*set(self.process.children(recursive=True)) - self.older]
                 family += [self.process] if self.itself else []
-                parts = [self._name_and_mb(process) for process in family]
-                total = sum(size for _, size in parts)
-                if total > self.peak_mb:
-                    self.peak_mb, self.parts = total, parts
+                self.peak_mb = max(self.peak_mb, sum(map(self._mb, family)))
 
     @staticmethod
-    def _name_and_mb(process: psutil.Process) -> tuple[str, float]:
+    def _mb(process: psutil.Process) -> float:
         try:
             memory = process.memory_full_info()
-            size = 0.0 if borrows(process) else getattr(memory, "pss", memory.rss) / 2**20
-            return process.name(), size
+            return 0.0 if borrows(process) else getattr(memory, "pss", memory.rss) / 2**20
         except (psutil.Error, AttributeError):  # it has ended
-            return "ended", 0.0
+            return 0.0

@@ -44,15 +44,16 @@ def test_a_shortfall_ends_with_a_status_and_new_rows_replace_the_old(
     tmp_path, monkeypatch, capsys, seconds, status
 ):
     monkeypatch.setattr(data, "locate", lambda: SimpleNamespace(describe=lambda: "ratings"))
-    monkeypatch.setattr(data, "result_path", lambda name, _: tmp_path / f"{name}.csv")
+    monkeypatch.setattr(data, "result_path", lambda name, _: tmp_path / "new" / f"{name}.csv")
     monkeypatch.setattr(benchmarks, "measure", lambda *_: (seconds, 700.0, {"1 Wait": 2.0}))
     for names in (["04", "05"], ["04"]):
         assert benchmarks.main(names) == status and "04_profile" in capsys.readouterr().out
-    table = pd.read_csv(tmp_path / "bench.csv")
+    table = pd.read_csv(tmp_path / "new" / "bench.csv")
     assert table["promised"].tolist() == [60, 2048] * 2 and table["machine"].notna().all()
     met = table.set_index("unit")["met"]
     assert met["MB"].all() and met["s"].all() == (status == 0)
-    assert pd.read_csv(tmp_path / "section_times.csv")["seconds"].tolist() == [2.0, 2.0]
+    times = pd.read_csv(tmp_path / "new" / "section_times.csv")
+    assert times["seconds"].tolist() == [2.0, 2.0]
 
 
 def test_a_notebook_is_timed_by_section_and_its_memory_measured(tmp_path, sample):
@@ -67,5 +68,5 @@ def test_a_notebook_is_timed_by_section_and_its_memory_measured(tmp_path, sample
     nbformat.write(new_notebook(cells=cells), path)
     seconds, peak_mb, sections = benchmarks.measure(path, sample)
     assert list(sections) == ["1 Wait", "2 Hold", "3 Talk"] and sections["3 Talk"] == 0
-    assert 1 <= sections["1 Wait"] < 2 <= sections["2 Hold"] < seconds - 1
+    assert sections["1 Wait"] >= 1 and sections["2 Hold"] >= 2 and sum(sections.values()) <= seconds
     assert 300 < peak_mb < 1000 and os.environ == before

@@ -9,6 +9,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from conftest import ROOT
+
 SOURCE = '''\
 limit = 2
 total = sum(
@@ -55,6 +57,9 @@ def test_a_copy_has_todos_with_checks_and_no_outputs_solutions_or_results(path):
     assert "Solution" not in text and "Solution" in before
     for kept in ("<summary>Hint", "# Your code here", "### Exercise", "<summary>Answer"):
         assert text.count(kept) == before.count(kept) >= 2
+    prose = "\n".join(cell.source for cell in live.cells if cell.cell_type == "markdown")
+    for link in re.findall(r"\]\((?!\d\d_|\w+:|#)([^)#\s]+)", prose):
+        assert (ROOT / "build" / "live" / link).resolve().exists(), link
     headings = re.findall(r"^## (?!Solutions).*", before, re.MULTILINE)
     assert re.findall(r"^## .*", text, re.MULTILINE) == headings
 

@@ -230,11 +230,12 @@ def test_three_polls_have_options_one_answer_and_its_numbers(path):
 
 
 def test_tasks_and_findings_have_their_numbers_in_the_notebooks():
-    for number, task in re.findall(
-        r"^- \*\*Task \d\*\* \(\[(\d\d)\][^)]*\), [^)]*\):(.*?)(?=^- |\Z)", TEACHING, re.M | re.S
-    ):
+    form = r"^- \*\*Task \d\*\* \(\[(\d\d)\][^)]*\), [^)]*\):(.*?)\*Expect\*(.*?)(?=^- |\Z)"
+    tasks = re.findall(form, TEACHING, re.M | re.S)
+    assert len(tasks) == TEACHING.count("**Task ") == TEACHING.count("*Expect*") >= 4
+    for number, _, expected in tasks:
         (path,) = (path for path in NOTEBOOKS if path.name.startswith(number))
-        assert numbers(task.partition("*Expect*")[2]) <= known(path), task
+        assert numbers(expected) <= known(path), expected
     finding = README.partition("**What came of it.**")[2].partition("\n\n")[0]
     assert {0.28, 0.242, 0.037, 0.017, 0.058, 240} <= numbers(finding)
     for text in (finding, *re.split(r"^## ", FENCE.sub("", RESULTS), flags=re.M)[1:]):

@@ -48,6 +48,9 @@ def test_no_number_is_typed_and_what_is_not_there_is_named():
         builder.slide({"head": "x", "show": "figure nowhere"})
     with pytest.raises(lessons.LessonError, match="not there"):
         builder.slide({"head": "x", "show": "output c01018", "say": "{c01018|(no such words)}"})
+    quote = next(entry for entry in ENTRIES if "until" in entry)
+    with pytest.raises(lessons.LessonError, match=re.escape(quote["show"])):
+        builder.slide(quote | {"until": "no such words"})
 
 
 @pytest.mark.browser

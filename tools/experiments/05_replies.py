@@ -13,10 +13,7 @@ REAL_USERS = (12, 9, 30, 55, 285, 343, 430, 450, 460, 519, 546)
 """User 12 and ten more with 25 to 90 ratings, fixed before any reply was seen."""
 SAMPLE_USERS = (12, 3, 41, 77, 98, 140)
 VARIANTS = ("no dislikes", "terse", "reasons first", "wish")
-FOR_EACH = {
-    "04": "dataset = data.locate()",
-    "05": "def best_of(",
-}  # from here on; models are fitted
+FOR_EACH = {"04": "dataset = data.locate()", "05": "def best_of("}  # from here; models are fitted
 
 
 def ask(simulated: bool) -> None:

@@ -29,8 +29,5 @@ if __name__ == "__main__":
     for user, mine in tqdm(notebook.offered["liked"].items(), desc="users"):
         shown, messages = notebook.request(user, notebook.by_time, mine, rules=ONE_LETTER)
         answer = verbalizer.letter_distribution(client, messages, len(shown), **options)
-        order = " ".join(str(shown[place]) for place in answer.order)
-        rows.append((user, answer.path, answer.covered, answer.mass, order))
-    table = pd.DataFrame(rows, columns=["userId", "path", "covered", "mass", "order"])
-    print(table["path"].value_counts().to_string())
-    save(table, "06_local")
+        rows.append((user, " ".join(str(shown[place]) for place in answer.order)))
+    save(pd.DataFrame(rows, columns=["userId", "order"]), "06_local")

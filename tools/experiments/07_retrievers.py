@@ -30,7 +30,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="lrurec")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trial", nargs="*", metavar="NAME=VALUE", help=", ".join(SETTINGS))
+    parser.add_argument("--trial", nargs="*", metavar="NAME=VALUE", help=", ".join(SETTINGS[1:]))
     model, seed, trial = vars(parser.parse_args()).values()
     notebook = begin("07", "def scan_by_doubling")
     seen, validation = notebook.seen, notebook.parts.validation
@@ -40,7 +40,7 @@ if __name__ == "__main__":
         rows = []
         for average in (0.995, 0.0):
             config = Config.of(model, seed=seed, patience=5, **changes | {"average": average})
-            name = " ".join([model, *trial, f"{average}"])
+            name = " ".join([model, *trial, f"seed{seed}", f"{average}"])
             trained = neural.train(seen, validation, config, folder / f"{name}.safetensors")
             row = {"system": model} | {key: asdict(config)[key] for key in (*SETTINGS, "average")}
             row |= {"epochs": len(trained.history), "best_epoch": trained.best_epoch}

@@ -7,6 +7,7 @@ kinds of text, and for SmolLM2 after notebook 08's training; half an hour. One t
 """
 
 import argparse
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 
@@ -24,7 +25,6 @@ FULL = "title, genres, tags"  # without tags of held-out ratings
 
 
 def start(notebook: SimpleNamespace, seed: int) -> None:
-    """Train one seed, test it, and record the result."""
     config, protocol = Config.of("lrurec", seed=seed), notebook.protocol
     path = notebook.settings.cache_dir / "neural" / f"lrurec_from_text_seed{seed}.safetensors"
     how = {"command": f"python tools/experiments/09_embeddings.py start --seed {seed}"}
@@ -36,23 +36,19 @@ def start(notebook: SimpleNamespace, seed: int) -> None:
 
 
 def vectors(notebook: SimpleNamespace) -> None:
-    """Rank the test items by nearness for each model and kind of text, and record the ranks."""
     settings, protocol, parts = notebook.settings, notebook.protocol, notebook.parts
-    movies, rows = notebook.in_core, []
-    kinds = {"title": movies.title, "title, genres": content.item_texts(movies)}
-    kinds[FULL] = notebook.texts
+    items, rows = notebook.in_core, []
+    kinds = {"title": items.title, "title, genres": content.item_texts(items), FULL: notebook.texts}
     base = LanguageModel.load(settings)
     tuned = base.clone().with_lora(seed=0)
     load_adapter(tuned, settings.data_dir / "weights" / "llamarec_seed0.safetensors")
-    models = {"SmolLM2": base, "SmolLM2, after LoRA": tuned}
+    models = {
+        "MiniLM": partial(embeddings.embed, settings=settings),
+        "SmolLM2": partial(embeddings.hidden_states, base),
+        "SmolLM2, after LoRA": partial(embeddings.hidden_states, tuned),
+    }
     for model, kind in [*product(("MiniLM", "SmolLM2"), kinds), ("SmolLM2, after LoRA", FULL)]:
-        texts = kinds[kind].tolist()
-        own = model in models
-        made = (
-            embeddings.hidden_states(models[model], texts)
-            if own
-            else embeddings.embed(texts, settings)
-        )
+        made = models[model](kinds[kind].tolist())
         near = embeddings.similar(made, made)
         np.fill_diagonal(near, 0)
 

@@ -7,6 +7,7 @@ stopped and goes on where it was; an hour on one CPU thread. ``--base``: pretrai
 
 import argparse
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import SimpleNamespace as Work
 from typing import NamedTuple
 
@@ -38,7 +39,6 @@ class Way(NamedTuple):
     tasks: tuple[str, ...]
 
     def prompts(self, asked: Iterable[Question]) -> list[Prompt]:
-        """Return the prompts of questions."""
         return [beside(each) if self.kind == "cross" else worded(each) for each in asked]
 
 
@@ -102,12 +102,10 @@ def trivial(course: Course, task: str, asked: Asked) -> dict[str, list[np.ndarra
 
 
 def untrained(course: Course, task: str, asked: Asked, base: Model) -> dict[str, list[np.ndarray]]:
-    """Return the answers of the base model to three wordings, and after 1, 4 and 8 examples.
-
-    Each user sees one of three sets of examples, the first that holds no question of their own.
-    """
+    """Return the answers of the base model to three wordings, and after 1, 4 and 8 examples."""
     pool, owners = course.train[task], np.array(course.train_users[task])
     sets = np.random.default_rng(0).permutation(len(pool))[: 3 * max(SHOTS)].reshape(3, -1)
+    # Each user sees one of three sets, the first in turn that holds no question of their own.
     turns = {user: np.roll(range(3), -(i % 3)) for i, user in enumerate(asked)}
     of = {u: next(s for s in turn if u not in owners[sets[s]]) for u, turn in turns.items()}
     zero = {way: [worded(question, way) for question in asked.values()] for way in WORDINGS}
@@ -123,13 +121,18 @@ def untrained(course: Course, task: str, asked: Asked, base: Model) -> dict[str,
     return found
 
 
+def folder(work: Work) -> Path:
+    """Return where finished parts are kept: each base model and data set has its own."""
+    base = Path(work.settings.llamarec_base_model or "packaged").name
+    return work.settings.cache_dir / "adapting" / work.dataset.name / base
+
+
 def trained(work: Work, way: Way, rate: float, seed: int) -> Model:
-    """Return the trained model; its state is kept."""
     others = {"cross": CrossEncoder.packaged, "soft": work.llm.with_soft_prompt}
     model = (others.get(way.kind) or work.llm.clone().with_lora)(seed=seed)
     prompts = way.prompts(training(work.course, way.tasks, seed))
     how = Schedule(rate, 4, 5, seed, 4, way.among)
-    path = work.settings.cache_dir / "adapting" / f"{way} {rate} {seed}.pt"
+    path = folder(work) / f"{way} {rate} {seed}.pt"
     list(tqdm(teach(model, prompts, how, path=path), path.stem, mininterval=30))
     return model
 
@@ -143,7 +146,7 @@ def answers(work: Work, stage: str, task: str, way: Way, rate: float, seed: int)
             rows = model.scores(way.prompts(asked.values()), 8)
         return dict(placed(asked, rows).assign(trained=model.parameters()[0]))
 
-    path = work.settings.cache_dir / "adapting" / f"{stage} {task} {way} {rate} {seed}.npz"
+    path = folder(work) / f"{stage} {task} {way} {rate} {seed}.npz"
     return pd.DataFrame(kept_rows(path, compute))
 
 
@@ -171,9 +174,7 @@ if __name__ == "__main__":
         way = next(each for each in ways("rank").values() if each.kind == kind)
         losses = [answers(work, "validation", "rank", way, rate, 0).loss.mean() for rate in tried]
         rates[kind] = tried[int(np.argmin(losses))]
-    plan = [
-        (seed, task, *each) for seed in range(3) for task in TESTED for each in ways(task).items()
-    ]
+    plan = [(seed, task, *w) for seed in range(3) for task in TESTED for w in ways(task).items()]
     plan.sort(key=lambda each: each[0] > 0 and len(each[3].tasks) > 1)
     for seed, task, name, way in plan:  # further seeds of instruction tuning come last
         facts = {"task": task, "way": name, "seed": seed, "rate": rates[way.kind]}

@@ -33,8 +33,5 @@ if __name__ == "__main__":
             prompt = question.prompt()
             prompt = replace(prompt, text=prompt.text.removesuffix(CUE) + sentence + CUE)
             order = np.argsort(-ranker.scores([prompt])[0], kind="stable").tolist()
-            rank = order.index(question.label) + 1
-            rows.append((user, way, question.label, rank, " ".join(map(str, order))))
-    table = pd.DataFrame(rows, columns=["userId", "shown", "slot", "rank", "order"])
-    print(table.groupby("shown")["rank"].describe())
-    save(table, "13_positions")
+            rows.append((user, way, " ".join(map(str, order))))
+    save(pd.DataFrame(rows, columns=["userId", "shown", "order"]), "13_positions")

@@ -17,8 +17,7 @@ def cells_of(number: str, *words: str) -> list[list[str]]:
     """Return the code of a notebook, without set-up and solutions, cut before these words."""
     (path,) = Path(__file__).resolve().parents[2].glob(f"notebooks/{number}_*.ipynb")
     code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-    left_out = {"setup", "solution"}
-    cells = [cell.source for cell in code if not left_out & set(cell.metadata.get("tags", ()))]
+    cells = [c.source for c in code if not {"setup", "solution"} & {*c.metadata.get("tags", ())}]
     cuts = [next(i for i, cell in enumerate(cells) if word in cell) for word in words]
     return [cells[start:end] for start, end in itertools.pairwise([0, *cuts, None])]
 
@@ -31,13 +30,10 @@ def run(cells: Sequence[str], space: dict) -> None:
 
 
 def begin(number: str, words: str) -> SimpleNamespace:
-    """Return the variables of a notebook before the cell with these words.
-
-    All runs on one thread: their number decides the last bits.
-    """
+    """Return the variables of a notebook before the cell with these words."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # their number decides the last bits
     run(cells_of(number, words)[0], space := {})
     print(space["dataset"].describe(), flush=True)
     return SimpleNamespace(**space)

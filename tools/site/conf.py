@@ -44,9 +44,8 @@ html_static_path = ["static", str(MATHJAX), str(lessons.ROOT / "docs" / "page.pn
 html_css_files = ["site.css"]
 html_context = {"default_mode": "auto"}
 html_theme_options = {"navbar_persistent": [], "use_fullscreen_button": False}
-if ADDRESS:
-    html_theme_options |= {"repository_url": ADDRESS, "repository_branch": publish.BRANCH}
-    html_theme_options |= {"use_repository_button": True, "use_source_button": True}
+html_theme_options |= {"repository_url": ADDRESS or "", "repository_branch": publish.BRANCH}
+html_theme_options |= dict.fromkeys(["use_repository_button", "use_source_button"], bool(ADDRESS))
 
 
 def front_page(text: str) -> str:
@@ -83,7 +82,6 @@ def on_the_site(app: Sphinx, name: str, content: list[str]) -> None:
 
 
 def add_launch(app: Sphinx, name: str, template: str, context: dict, _: object) -> None:
-    """Add launch buttons to a notebook's page."""
     if ADDRESS and name.startswith("notebooks/"):
         links = publish.launch_links(ADDRESS, f"{name}.ipynb").items()
         buttons = [{"type": "link", "text": place, "url": url} for place, url in links]
@@ -106,7 +104,6 @@ def finish(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what stands above."""
     app.connect("source-read", on_the_site)
     app.connect("html-page-context", add_launch, priority=900)  # after the theme's buttons
     app.connect("build-finished", finish)
