@@ -12,7 +12,7 @@ import pytest
 
 from conftest import ROOT
 
-PACKAGES = [("helpers", 2_060, 250), ("research", 5_000, 450)]
+PACKAGES = [("helpers", 2_040, 250), ("research", 5_000, 450)]
 SUBJECTS = [("helpers", "src/helpers"), ("research", "src/research"), ("tools", "tools")]
 
 
