@@ -17,10 +17,9 @@ from misbehaving_server import completion
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 from pytest_httpserver import HTTPServer
-from test_mutation import FOUND
 from werkzeug import Response
 
-from conftest import ROOT
+from conftest import ROOT, save_sample_results
 from helpers import candidates, data, llm, local_model, prompts, replies
 
 TIMEOUT_S = 0.4
@@ -114,10 +113,7 @@ def home(settings, tmp_path_factory):
     """A home of its own, with what 02 and 03 find and a published table."""
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(settings.sample_dir, home / "data" / "sample")
-    found = home / "data" / "cache" / "results" / "sample"
-    found.mkdir(parents=True)
-    for name, table in FOUND.items():
-        (found / f"{name}.csv").write_text(table, encoding="utf-8")
+    save_sample_results(home / "data" / "cache")
     published = home / "data" / "results" / "05_ranked_list_user_12.csv"
     published.parent.mkdir()
     published.write_text("published", encoding="utf-8")
