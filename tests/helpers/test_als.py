@@ -34,8 +34,8 @@ def test_the_grid_agrees_with_single_fits_and_its_errors_with_spark(parts):
 
 
 def test_a_misspelt_option_is_no_default():
-    with pytest.raises(TypeError, match="implict"):
-        als.make_als(2, 0.1, implict=True)
+    with pytest.raises(TypeError, match="implicits"):
+        als.make_als(2, 0.1, implicits=True)
 
 
 SCRIPT = """
