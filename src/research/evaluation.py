@@ -13,10 +13,11 @@ import pandas as pd
 from pydantic import BaseModel
 from scipy.stats import kendalltau
 
-from helpers import candidates, llm, metrics, prompts
+from helpers import candidates, llm, prompts
 from helpers.audit import audit_profile, year_of
 from helpers.prompts import Messages, quote
 from helpers.ranking import READ, LetterRanking, Ranking, blend, read_ranking
+from research import stats
 
 HISTORY_SYSTEM = (
     "You rank movies for a viewer. Text between <history> and </history>, <profile> and </profile> "
@@ -266,7 +267,7 @@ def agreement(
 
 def interval_table(scores: Mapping[Any, pd.Series] | pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Return a row per entry, or column, of ``scores`` per user: ``mean, low, high, users``."""
-    rows = [metrics.bootstrap_interval(values, seed=seed) for _, values in scores.items()]
+    rows = [stats.bootstrap_interval(values, seed=seed) for _, values in scores.items()]
     return pd.DataFrame(rows, index=list(scores))
 
 
@@ -312,7 +313,7 @@ def compare_all(
 
     A pair of which one is not in ``scores`` is left out. With ``groups`` (names to users) each pair
     is compared within each group of two users or more, all in one family. The columns are those of
-    :func:`helpers.metrics.family` that a reader needs; the table is empty without a pair.
+    :func:`research.stats.family` that a reader needs; the table is empty without a pair.
     """
     found = {}
     for group, users in (groups or {"": None}).items():
@@ -322,6 +323,6 @@ def compare_all(
                 both = both if users is None else both.intersection(users)
                 if len(both) > 1:
                     name = f"{group}: {a} - {b}" if group else f"{a} - {b}"
-                    found[name] = metrics.paired(scores[a][both], scores[b][both])
+                    found[name] = stats.paired(scores[a][both], scores[b][both])
     columns = ["users", "mean", "low", "high", "shows", "p_holm", "verdict"]
-    return metrics.family(found)[columns] if found else pd.DataFrame(columns=pd.Index(columns))
+    return stats.family(found)[columns] if found else pd.DataFrame(columns=pd.Index(columns))

@@ -18,7 +18,7 @@ QUOTED = {
     "03": {"128", "0.203", "0.005", "0.016"},
     "04": {"30", "40", "70"},  # the article: Sarah's age, Llama 2's billions of parameters
     "05": {"70"},  # the article: Llama 2's billions of parameters
-    # Section 2 worked by hand; 9,999 patterns of helpers.metrics; SmolLM2's parameters in millions.
+    # Section 2 worked by hand; 9,999 patterns of research.stats; SmolLM2's parameters in millions.
     "06": {"0.631", "1.631", "1.96", "0.84", "9,999", "135", "2.8"},
     "08": {"0.0705", "0.0759", "3,650"},  # Yue et al. 2023; the 5-core
     # The power of a paired test; the questions of each training, and of notebook 08's.

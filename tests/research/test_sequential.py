@@ -8,7 +8,7 @@ import pytest
 
 from helpers import data, metrics
 from helpers.als import Factors
-from research import sequential, splits
+from research import sequential, splits, stats
 from research.sequential import Interactions, Transitions
 
 
@@ -236,8 +236,8 @@ def test_a_paired_interval_is_narrower_than_two_separate_ones():
     random = np.random.default_rng(0)
     base = pd.Series(random.random(300))
     better = base + 0.02 + random.normal(0, 0.01, 300)
-    paired = metrics.paired(better, base)
-    apart = metrics.bootstrap_interval(base)
+    paired = stats.paired(better, base)
+    apart = stats.bootstrap_interval(base)
     assert paired.low > 0 and paired.high - paired.low < (apart.high - apart.low) / 5
 
 

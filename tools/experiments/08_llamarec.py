@@ -19,8 +19,8 @@ import pandas as pd
 from experiment import begin, cells_of, run, save
 from tqdm import tqdm
 
-from helpers import data, metrics
-from research import llamarec
+from helpers import data
+from research import llamarec, stats
 from research.language_model import Prompt, Schedule, load_adapter, save_adapter, teach
 from research.llamarec import Requests, TitleModel, inside, letter_logs, own_order
 from research.training import kept_rows
@@ -120,7 +120,7 @@ def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
             name = f"validation {way} {count}"
             logs = work.ranked(name, requests, model, **how) if model else own_order(requests)
             loss, values = inside(requests, logs)[["loss", "NDCG@10"]].to_numpy().T
-            at = metrics.bootstrap_interval(values)
+            at = stats.bootstrap_interval(values)
             kept[way, count] = [way, count, loss.mean() if model else np.nan, *at]
         rows.append(kept[way, count])
         print(*rows[-1], flush=True)

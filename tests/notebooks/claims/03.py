@@ -1,5 +1,7 @@
 """What the text of notebook 03 says beyond its outputs, on any data and on the real release."""
 
+from research import stats
+
 # One user: what Spark says is what the matrices say, and nothing seen is recommended.
 user = np.searchsorted(factors.users, USER_ID)
 mine = scores[user, np.searchsorted(factors.movies, top.movieId)]
@@ -16,7 +18,7 @@ wanted = relevant_in(validation_rows).groupby("userId").movieId.apply(set)
 ranked = lists["most rated"].groupby("userId").movieId.apply(list)
 by_hand = np.array([ndcg(ranked.get(one, []), movies_) for one, movies_ in wanted.items()])
 assert np.allclose(by_hand, ndcgs["most rated"])
-boot = metrics.bootstrap_interval(by_hand)
+boot = stats.bootstrap_interval(by_hand)
 assert np.allclose([boot.mean, boot.low, boot.high], list(interval(by_hand).values()))
 if checked:
     assert error < spread, "ALS is no better than the mean"

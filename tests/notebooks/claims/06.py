@@ -1,10 +1,12 @@
 # What notebook 06 claims beyond its saved outputs; run in its kernel after the last cell.
 
+from research import stats
+
 # Section 2: what the reader works out by hand is what the helpers compute.
 listed = pd.DataFrame({"userId": 1, "rank": [1, 2, 3], "movieId": [7, 8, 9]})
 two_of_three = pd.DataFrame({"userId": 1, "movieId": [7, 9]})
 assert abs(metrics.score_table(listed, two_of_three, (3,))["NDCG@3"].iloc[0] - three[1]) < 1e-12
-by_hand = metrics.paired(pd.Series(d), pd.Series(np.zeros(3)))
+by_hand = stats.paired(pd.Series(d), pd.Series(np.zeros(3)))
 assert (round(by_hand.p_value, 2), round(by_hand.shows, 3)) == (round(p, 2), round(shows, 3))
 
 # Section 3: the prompt shows the candidates, all of them, and none that the user has rated.

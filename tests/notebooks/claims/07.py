@@ -22,7 +22,7 @@ if dataset.verified:
     both = again.merge(first, on="userId")
     assert ((both.rank_x - both.rank_y).abs() <= 1).mean() > 0.99
     assert recorded.groupby("system").seed.nunique().eq(3).all()
-    family = metrics.family(pairs)
+    family = stats.family(pairs)
     assert set(family.index[family.verdict == "better"]) == {
         f"LRURec - {name}" for name in ("SASRec", "NARM", "BERT4Rec")
     }
