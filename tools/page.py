@@ -153,7 +153,7 @@ class Course:
             ("profile", second(profile_text=text), ranking.LetterRanking),
         ]:
             said = answer(self.store, messages, schema)
-            read = ranking.read_ranking(said, len(shown), back, table["title"].tolist())
+            read = ranking.read_ranking(said, len(shown), back)
             if not read.failed:
                 order = self.rows([shown[place] for place in read.order])
                 reasons = [read.reasons.get(place, "") for place in read.order]

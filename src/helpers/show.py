@@ -4,7 +4,7 @@ import hashlib
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import pandas as pd
@@ -17,6 +17,7 @@ ARTICLE_TEN = (
     "Saving Face (2004)", "Mr. Skeffington (1944)", "12 Angry Men (1997)",
 )  # fmt: skip
 """What the source article prints as its ten recommendations for user 12, best first."""
+Frame = pd.DataFrame | pd.Series
 LOOK: Any = [
     {"selector": "td, th", "props": [("text-align", "left"), ("white-space", "normal")]},
     {"selector": "caption", "props": [("text-align", "left"), ("font-weight", "bold")]},
@@ -32,11 +33,7 @@ def _template(name: str) -> Any:
 
 
 def table(
-    frame: pd.DataFrame | pd.Series,
-    caption: str = "",
-    *,
-    digits: int | Mapping[Any, str] = 3,
-    index: bool = True,
+    frame: Frame, caption: str = "", *, digits: int | Mapping[Any, str] = 3, index: bool = True
 ) -> None:
     """Display a table: cells wrap, all text is escaped, floats have ``digits`` decimals.
 
@@ -45,12 +42,11 @@ def table(
     frame = pd.DataFrame(frame)
     if index and frame.index.name:  # as a heading like the others, not on a line of its own
         frame, index = frame.reset_index(), False
-    precision = digits if isinstance(digits, int) else 3
-    formats: Any = None if isinstance(digits, int) else digits
+    precision, formats = (digits, None) if isinstance(digits, int) else (3, digits)
     uuid = hashlib.sha256(repr((caption, *frame.columns)).encode()).hexdigest()[:8]
     unread = 'class="dataframe tex2jax_ignore"'  # by MathJax: prices are no formulas
     look = Styler(frame, None, LOOK, uuid, html.escape(caption), unread)
-    look.format(formats, precision=precision, na_rep="", escape="html")
+    look.format(cast(Any, formats), precision=precision, na_rep="", escape="html")
     look.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
     plain = frame.to_string(index=index, float_format=lambda x: f"{x:.{precision}f}")
     look = look if index else look.hide(axis="index")
@@ -82,8 +78,8 @@ def story(
     retriever: Sequence[int] = (),
     support: Mapping[str, int] | None = None,
     who: str = "The viewer",
-) -> None:
-    """Display the whole course for one user: favourites, profile (A), candidates (B) and ranking.
+) -> str:
+    """Display, and return as HTML, one user's favourites, profile (A), candidates (B) and ranking.
 
     ``rated`` is a :func:`helpers.candidates.history`, ``claims`` an audited profile; ``ranked``
     (``movieId, title, reason``) is best first, ``retriever`` its movieIds in the retriever's order
@@ -92,3 +88,4 @@ def story(
     macros = _template("story.html").module
     page = macros.story(rated, claims, ranked, list(retriever), support or {}, who)
     display({"text/html": page, "text/plain": "; ".join(rated["title"].head(12))}, raw=True)
+    return page

@@ -47,6 +47,6 @@ def test_a_question_shows_what_the_server_answers(monkeypatch, tmp_path):
     steps = ("ok", completion(json.dumps({"total": 42}))), ("ok", completion("I cannot count."))
     with serve(*steps) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        assert "live" in doctor.llm_answer()
+        assert "live" in doctor.answer()
         with pytest.raises(RuntimeError, match="unreadable"):
-            doctor.llm_answer()
+            doctor.answer()

@@ -7,8 +7,7 @@ import re
 import pandas as pd
 import pytest
 
-from helpers import data, show, story
-from helpers.settings import Settings
+from helpers import show
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -94,26 +93,7 @@ def test_a_story_says_what_is_missing(shown):
     show.story(RATED)
     page = shown[0]["text/html"]
     assert "notebook 04" in page and "notebook 05" in page and "article" not in page
-    show.story(RATED, CLAIMS, RANKED, retriever=[7, 8])  # another list: nothing moves
-    assert shown[1]["text/html"].count("same place") == 3
-
-
-def test_a_story_is_recorded_for_user_12_of_the_sample(shown, sample, settings):
-    assert story.recorded(12, sample, settings) == (12, "")
-    user, notice = story.recorded(10**6, sample, settings)
-    assert user != 10**6 and "is shown instead" in notice
-    page = shown[0]["text/html"]
-    assert "Comedy and Romance" in page
-
-
-def test_a_learners_own_list_is_found_and_names_who_ranked_it(shown, sample, tmp_path):
-    project, release = Settings(root=tmp_path), sample._replace(verified=True, simulated=False)
-    ranked = RANKED.assign(source="retriever (no usable LLM reply)", reason="")
-    proposed = pd.DataFrame({"userId": 12, "list": "implicit ALS", "movieId": [7, 8, 9]})
-    data.save_result(ranked, "05_ranked_list_user_12", release, project, published=False)
-    data.save_result(proposed, "03_candidates", release, project, published=False)
-    data.save_result(proposed.assign(userId=5), "03_candidates", release, project)
-    story.recorded(12, release, project)
-    page = shown[0]["text/html"]
-    assert "(B), ranked by the retriever</h4>" in page and ">nan<" not in page
-    assert page.count("up 1") == 2 and page.count("down 2") == 1
+    ranked = RANKED.assign(source="retriever (no usable LLM reply)")
+    page = show.story(RATED, CLAIMS, ranked, retriever=[7, 8])  # another list: nothing moves
+    assert page == shown[1]["text/html"] and page.count("same place") == 3
+    assert "(B), ranked by the retriever</h4>" in page
