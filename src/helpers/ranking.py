@@ -84,12 +84,3 @@ def read_ranking(text: str | None, n: int, fallback: Sequence[int] | None = None
             reasons.setdefault(pick, " ".join(fields["reason"].split())[:300])
     fallback = range(n) if fallback is None else fallback
     return settle(picks, reasons, fallback, answer.repairs, answer.why)
-
-
-def blend(retriever: Sequence[int], llm: Sequence[int], weight: float) -> list[int]:
-    """Mix two orders of the same items by their mean rank (Borda 1781); ties go to the retriever.
-
-    ``weight`` 0 gives the retriever's order, 1 the LLM's.
-    """
-    places = {i: (1 - weight) * retriever.index(i) + weight * llm.index(i) for i in retriever}
-    return sorted(retriever, key=lambda item: round(places[item], 9))  # 0.3 + 0.6 and 0.9 tie

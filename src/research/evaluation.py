@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 from helpers import candidates, llm, prompts
 from helpers.audit import audit_profile, year_of
 from helpers.prompts import Messages, quote
-from helpers.ranking import READ, LetterRanking, Ranking, blend, read_ranking
+from helpers.ranking import READ, LetterRanking, Ranking, read_ranking
 from research import stats
 
 HISTORY_SYSTEM = (
@@ -203,6 +203,15 @@ def write_profiles(
             text = prompts.profile_as_text(profile, audit)
         written[user] = Written(messages, reply, text)
     return written
+
+
+def blend(retriever: Sequence[int], llm: Sequence[int], weight: float) -> list[int]:
+    """Mix two orders of the same items by their mean rank (Borda 1781); ties go to the retriever.
+
+    ``weight`` 0 gives the retriever's order, 1 the LLM's.
+    """
+    places = {i: (1 - weight) * retriever.index(i) + weight * llm.index(i) for i in retriever}
+    return sorted(retriever, key=lambda item: round(places[item], 9))  # 0.3 + 0.6 and 0.9 tie
 
 
 def cross_fit(

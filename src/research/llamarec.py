@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from helpers import metrics, prompts, ranking
-from research import content, neural, sequential
+from helpers import metrics, prompts
+from research import content, evaluation, neural, sequential
 from research.language_model import Prompt, Schedule, teach
 from research.protocol import CANDIDATES
 from research.sequence_models import Config, Network
@@ -209,12 +209,12 @@ def own_order(requests: Requests) -> dict[int, np.ndarray]:
 def blended(logs: Mapping[int, np.ndarray], weight: float) -> dict[int, np.ndarray]:
     """Return scores that mix the order shown and the model's order of each user by mean rank.
 
-    ``weight`` is that of the model, from 0 to 1; see ``helpers.ranking.blend``.
+    ``weight`` is that of the model, from 0 to 1; see ``research.evaluation.blend``.
     """
     mixed = {}
     for user, values in logs.items():
         shown = list(range(len(values)))
-        order = ranking.blend(shown, np.argsort(-values, kind="stable").tolist(), weight)
+        order = evaluation.blend(shown, np.argsort(-values, kind="stable").tolist(), weight)
         mixed[user] = -np.argsort(order).astype(float)
     return mixed
 

@@ -12,7 +12,7 @@ import page as tool
 import pytest
 from browsers import shoot
 
-from helpers import ranking
+from research import evaluation
 
 pytestmark = pytest.mark.browser
 ROWS = "all => all.map(row => Number(row.dataset.movie))"
@@ -92,7 +92,7 @@ def test_blend_and_ndcg_are_the_courses(opened, built):
         for weight in (0, 0.3, 0.5, 1):
             lists = [person["listed"], person["orders"][0]["order"], weight]
             got = opened.evaluate("([a, b, weight]) => blend(a, b, weight)", lists)
-            assert got == ranking.blend(*lists)
+            assert got == evaluation.blend(*lists)
     for person in (p for p in people if not p["core"]):
         liked = [movie for movie, stars in person["hidden"] if stars >= 4]
         for name, order in zip(
@@ -126,7 +126,7 @@ def test_a_person_by_keyboard(opened, built):
     assert shown() == person["listed"]
     for _ in range(5):
         opened.keyboard.press("ArrowRight")
-    assert shown() == ranking.blend(person["listed"], order, 0.5)
+    assert shown() == evaluation.blend(person["listed"], order, 0.5)
 
     before = shown()
     opened.focus("#right li:nth-child(2) .up")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import prompts
-from helpers.ranking import Repairs, blend, letters, read_ranking
+from helpers.ranking import Repairs, letters, read_ranking
 
 TITLES = ["Emma (1996)", "Alien (1979)", "M (1931)", "Matrix, The (1999)", "Emma (2009)"]
 
@@ -86,9 +86,3 @@ def test_instructions_in_a_title_cannot_change_the_set():
     assert "\n" not in quoted and "<" not in quoted and json.loads(quoted)
     got = read_ranking(reply("K", "B", "C"), 3)
     assert got.order == [1, 2, 0] and got.repairs == Repairs(unknown=1, missing=1)
-
-
-def test_blend_runs_from_the_retriever_to_the_llm():
-    assert blend([0, 1, 2], [2, 1, 0], 0) == [0, 1, 2]
-    assert blend([0, 1, 2], [2, 1, 0], 1) == [2, 1, 0]
-    assert blend([0, 1, 2], [2, 1, 0], 0.5) == [0, 1, 2]  # all tie: the retriever decides

@@ -248,3 +248,13 @@ def test_a_blend_holds_both_orders():
         {1: [5, 6]}, {1: [6, 5]}, halvings=1,
     )  # fmt: skip
     assert (taken[0], taken[-1], len(taken)) == ([5, 6], [6, 5], 11)
+
+
+def test_blend_runs_from_the_retriever_to_the_llm():
+    assert evaluation.blend([0, 1, 2], [2, 1, 0], 0) == [0, 1, 2]
+    assert evaluation.blend([0, 1, 2], [2, 1, 0], 1) == [2, 1, 0]
+    assert evaluation.blend([0, 1, 2], [2, 1, 0], 0.5) == [
+        0,
+        1,
+        2,
+    ]  # all tie: the retriever decides
