@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from helpers import data, show, story
-from helpers.settings import Settings
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -106,14 +105,15 @@ def test_a_story_is_recorded_for_user_12_of_the_sample(shown, sample, settings):
     assert "Comedy and Romance" in page
 
 
-def test_a_learners_own_list_is_found_and_names_who_ranked_it(shown, sample, tmp_path):
-    project, release = Settings(root=tmp_path), sample._replace(verified=True, simulated=False)
+def test_a_learners_own_list_is_found_and_names_who_ranked_it(shown, sample, tmp_path, monkeypatch):
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path))
+    release = sample._replace(verified=True, simulated=False)
     ranked = RANKED.assign(source="retriever (no usable LLM reply)", reason="")
     proposed = pd.DataFrame({"userId": 12, "list": "implicit ALS", "movieId": [7, 8, 9]})
-    data.save_result(ranked, "05_ranked_list_user_12", release, project, published=False)
-    data.save_result(proposed, "03_candidates", release, project, published=False)
-    data.save_result(proposed.assign(userId=5), "03_candidates", release, project)
-    story.recorded(12, release, project)
+    data.save_result(ranked, "05_ranked_list_user_12", release, published=False)
+    data.save_result(proposed, "03_candidates", release, published=False)
+    data.save_result(proposed.assign(userId=5), "03_candidates", release)
+    story.recorded(12, release)
     page = shown[0]["text/html"]
     assert "(B), ranked by the retriever</h4>" in page and ">nan<" not in page
     assert page.count("up 1") == 2 and page.count("down 2") == 1
