@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from helpers import data, replies
 from helpers.settings import Settings, SettingsError
-from helpers.spark import JavaError, check_java
+from helpers.spark import check_java
 from research import scale
 
 RANKED_LIST = "05_ranked_list.csv"
@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C. What was finished is kept.", file=sys.stderr)
         return 130
-    except (SettingsError, JavaError, data.DataError, lessons.LessonError, OSError) as error:
+    except (SettingsError, data.DataError, lessons.LessonError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 

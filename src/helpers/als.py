@@ -17,10 +17,7 @@ def make_als(
     rank: int, reg: float, *, max_iter: int = 10, seed: int = 0, implicit: bool = False,
     alpha: float = 1.0, blocks: int = 1,
 ) -> ALS:  # fmt: skip
-    """Return an unfitted Spark ALS.
-
-    The number of blocks decides the order of sums and, with the seed, the starting factors.
-    """
+    """Return an unfitted Spark ALS; ``blocks`` and ``seed`` decide the starting factors."""
     als = ALS(rank=rank, regParam=reg, maxIter=max_iter, seed=seed)
     als.setImplicitPrefs(implicit).setAlpha(alpha).setNumBlocks(blocks)
     return als.setUserCol("userId").setItemCol("movieId").setColdStartStrategy("drop")
@@ -57,10 +54,7 @@ def grid_search(
     train: DataFrame, validation: DataFrame, ranks: Sequence[int] = (6, 8, 10, 12),
     regs: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.8), **options: Any,
 ) -> GridResult:  # fmt: skip
-    """Fit ALS (:func:`make_als`) for all ranks and regularisations, four at a time.
-
-    The table has ``rank, reg, train_rmse, validation_rmse`` (stars); the model is the best one.
-    """
+    """Fit ALS for all ranks and regularisations; a ``table`` of RMSEs in stars, the best model."""
     rows = [part.cache().toPandas() for part in (train, validation)]
 
     def fit(setting: tuple[int, float]) -> tuple[Any, ...]:

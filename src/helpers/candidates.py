@@ -23,10 +23,7 @@ class Recommender(NamedTuple):
     seen: pd.DataFrame
 
     def recommend(self, users: Sequence[int] | None = None, n: int = 10) -> pd.DataFrame:
-        """Return the :func:`best_rows` of each user (default: all).
-
-        Raises NoCandidatesError: a user is not in the model, or nobody has a movie left.
-        """
+        """Return :func:`best_rows` of the users (default: all), or raise NoCandidatesError."""
         known, movies = self.factors.users, self.factors.movies
         wanted = known if users is None else np.array(users)
         if (unknown := wanted[~np.isin(wanted, known)]).size:
@@ -51,11 +48,8 @@ class Recommender(NamedTuple):
 def best_rows(
     scores: np.ndarray, users: np.ndarray, movies: np.ndarray, support: np.ndarray, n: int
 ) -> pd.DataFrame:
-    """Return the ``n`` best finite scores of each row: ``userId, rank, movieId, score, support``.
-
-    Scores are compared at five decimals and ties go to the lower movieId.
-    """
-    scores, n = np.round(scores, 5), min(n, scores.shape[1])
+    """Return the ``n`` best finite scores of each row; ties go to the lower movieId."""
+    scores, n = np.round(scores, 5), min(n, scores.shape[1])  # a machine's last bits break no tie
     # argpartition cuts ties at the edge arbitrarily: keep all that reach the n-th best score.
     edge = -np.partition(-scores, n - 1, axis=1)[:, n - 1]
     user, movie = np.nonzero((scores >= edge[:, None]) & np.isfinite(scores))
@@ -68,7 +62,6 @@ def best_rows(
 
 def viewer(user_id: int, ratings: pd.DataFrame) -> tuple[int, str]:
     """Return ``user_id``, or the first user who liked a movie, and a sentence that says so."""
-    # Who rated a movie so high liked one: the user's best is never below the mean.
     users = set(ratings.loc[ratings["rating"] >= LIKED_FROM, "userId"])
     if user_id in users or not users:
         return user_id, ""
@@ -76,25 +69,18 @@ def viewer(user_id: int, ratings: pd.DataFrame) -> tuple[int, str]:
 
 
 def history(ratings: pd.DataFrame, movies: pd.DataFrame, user_id: int) -> pd.DataFrame:
-    """Return all that a user rated, best first; of equal ratings the latest.
-
-    ``deviation`` is in stars from the user's mean. Raises NoCandidatesError: there is no rating.
-    """
+    """Return a user's ratings, best and latest first; ``deviation`` is from the user's mean."""
     table = ratings.loc[ratings["userId"] == user_id].merge(movies, on="movieId")
     if table.empty:
         raise NoCandidatesError(f"User {user_id} has no rating in this data: choose another one.")
     table["deviation"] = table["rating"] - table["rating"].mean()
-    table = table.sort_values(
-        ["rating", "timestamp", "movieId"], ascending=[False, False, True], ignore_index=True
-    )
+    order, rising = ["rating", "timestamp", "movieId"], [False, False, True]
+    table = table.sort_values(order, ascending=rising, ignore_index=True)
     return table[["movieId", "title", "genres", "rating", "deviation", "timestamp"]]
 
 
 def liked(user_history: pd.DataFrame) -> pd.DataFrame:
-    """Return what of a :func:`history` has at least the user's own mean and 3 stars.
-
-    Raises NoCandidatesError: the user liked nothing.
-    """
+    """Return what of a :func:`history` has at least the user's own mean and 3 stars."""
     high = (user_history["deviation"] >= 0) & (user_history["rating"] >= LIKED_FROM)
     if not high.any():
         raise NoCandidatesError(

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from helpers import data
 from research import sequential, splits
 from research.sequential import Interactions
 
@@ -41,7 +40,7 @@ class Protocol:
     @classmethod
     def of(cls, ratings: pd.DataFrame, k: int = 5) -> Protocol:
         """Take the ``k``-core of ``ratings`` and set each user's last two items apart."""
-        rows = data.core(ratings, k)
+        rows = splits.core(ratings, k)
         parts, items = splits.leave_one_out(rows), np.unique(rows["movieId"])
         return cls(parts, Interactions.of(parts.train, items), Interactions.of(parts.known, items))
 

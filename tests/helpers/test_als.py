@@ -1,7 +1,5 @@
 """ALS helpers: errors, the grid, the same numbers on any machine."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -14,28 +12,17 @@ from conftest import ROOT
 from helpers import als, data
 
 
-@pytest.fixture(scope="module")
-def parts(spark, sample):
-    tables = data.load(spark, sample)
-    return [part.cache() for part in data.split(tables.ratings)]
-
-
-def test_the_grid_agrees_with_single_fits_and_its_errors_with_spark(parts):
-    train, validation, _ = parts
+def test_the_grid_agrees_with_single_fits_and_its_errors_with_spark(spark, sample):
+    train, validation, _ = data.split(data.load(spark, sample).ratings)
     grid = als.grid_search(train, validation, ranks=(4, 2), regs=(0.1, 0.4), max_iter=3)
-    assert list(zip(grid.table["rank"], grid.table.reg, strict=True)) == [
-        (2, 0.1), (2, 0.4), (4, 0.1), (4, 0.4)]  # fmt: skip
+    settings = [(2, 0.1), (2, 0.4), (4, 0.1), (4, 0.4)]
+    assert list(zip(grid.table["rank"], grid.table.reg, strict=True)) == settings
     best = grid.table.loc[grid.table.validation_rmse.idxmin()]
     assert (grid.rank, grid.reg) == (best["rank"], best["reg"])
     model = als.make_als(grid.rank, grid.reg, max_iter=3).fit(train)
     for name, part in {"train": train, "validation": validation}.items():
         by_spark = RegressionEvaluator(labelCol="rating").evaluate(model.transform(part))
         assert best[f"{name}_rmse"] == pytest.approx(by_spark, rel=1e-6)
-
-
-def test_a_misspelt_option_is_no_default():
-    with pytest.raises(TypeError, match="implicits"):
-        als.make_als(2, 0.1, implicits=True)
 
 
 SCRIPT = """
@@ -62,12 +49,9 @@ def test_one_and_four_cores_give_the_same_numbers():
     """The split row by row, the errors, and the ten best movies of every user."""
     found = []
     for cores in (1, 4):
-        environment = dict(os.environ, SPARK_MASTER=f"local[{cores}]")
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT,
-            capture_output=True, text=True, timeout=300, check=True,
-        )  # fmt: skip
-        found.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        environment = os.environ | {"SPARK_MASTER": f"local[{cores}]"}
+        printed = subprocess.check_output([sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT)
+        found.append(json.loads(printed.splitlines()[-1]))
     first, other = found
     assert other["rows"] == first["rows"] and other["top"] == first["top"]
     assert other["rmse"] == pytest.approx(first["rmse"], abs=1e-9)

@@ -1,7 +1,5 @@
 """Finding, downloading, checking, loading and splitting the data, and the ways it can fail."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io
@@ -55,8 +53,6 @@ def dataset_at(path: Path) -> Dataset:
     ("name", "old", "new", "fault"),
     [
         ("ratings.csv", ",0.5,", ",x,", "column rating: Row #3: .* to float: invalid value 'x'"),
-        ("ratings.csv", ",0.5,", ",6,", "row 3, column rating: 6.0 is not 0.5 to 5"),
-        ("ratings.csv", "2,1,5.0", ",1,5.0", "column userId: Row #4: .*invalid value ''"),
         ("ratings.csv", ",964981247", "", "Row #3: Expected 4 columns, got 3: 1,2,0.5"),
         ("ratings.csv", "userId,movieId", "movieId,userId", "row 1 must be 'userId,movieId"),
         ("links.csv", ",194", ",194.0", "column tmdbId: Row #4: .*'194.0'"),
@@ -69,11 +65,10 @@ def test_a_bad_value_is_named_with_file_line_and_column(folder, name, old, new, 
         load(spark, dataset_at(folder))
 
 
-def test_another_encoding_is_refused(folder, spark):
-    """Spark alone would put another character for each of these bytes, without a word."""
+def test_another_encoding_is_refused(folder):
     (folder / "movies.csv").write_text(FILES["movies.csv"], encoding="latin-1")
     with pytest.raises(DataError, match=r"^movies\.csv cannot be read: .*UTF8"):
-        load(spark, dataset_at(folder))
+        check(dataset_at(folder))
 
 
 def test_pandas_and_spark_read_the_same(folder, spark):
@@ -86,13 +81,11 @@ def test_pandas_and_spark_read_the_same(folder, spark):
     for table in ("ratings", "movies", "tags"):
         rows = data.load_pandas(dataset, table).itertuples(index=False, name=None)
         assert list(rows) == [tuple(row) for row in getattr(tables, table).collect()]
-    assert [row.title for row in tables.movies.collect()][1:] == [
-        '"Great Performances" Cats (1998)', "Amélie (2001)"
-    ]  # fmt: skip
+    titles = [row.title for row in tables.movies.collect()]
+    assert titles[1:] == ['"Great Performances" Cats (1998)', "Amélie (2001)"]
     assert tables.tags.first().tag == "None"
-    assert [tuple(row) for row in tables.links.collect()] == [
-        (1, "0133093", 603), (2, "0173714", None), (3, None, 194)
-    ]  # fmt: skip
+    links = [(1, "0133093", 603), (2, "0173714", None), (3, None, 194)]
+    assert [tuple(row) for row in tables.links.collect()] == links
 
 
 def test_movielens_dir_comes_first_then_the_copy_then_a_download(home, folder, monkeypatch):
@@ -100,14 +93,14 @@ def test_movielens_dir_comes_first_then_the_copy_then_a_download(home, folder, m
     monkeypatch.setattr(data, "download", lambda target: shutil.copytree(folder, target))
     home = dataclasses.replace(home, movielens_download=True)
     dataset = locate(dataclasses.replace(home, movielens_dir=folder))
-    assert (dataset.path, dataset.source) == (folder, "MOVIELENS_DIR") and not local.exists()
+    assert dataset.path == folder and not local.exists()
     assert dataset.describe().endswith(f"are those of {folder.name}.")
     dataset = locate(home)
-    assert (dataset.path, dataset.source) == (local, "data/ml-latest-small")
+    assert dataset.path == local and "found by data/ml-latest-small)" in dataset.describe()
     assert dataset.describe().endswith("are those of another ml-latest-small.")
     (folder / "links.csv").unlink()
     for path in (folder, folder / "nowhere"):
-        with pytest.raises(DataError, match="MOVIELENS_DIR lacks a file; wanted"):
+        with pytest.raises(DataError, match=r"MOVIELENS_DIR\) lacks a file; wanted"):
             locate(dataclasses.replace(home, movielens_dir=path))
 
 
@@ -121,10 +114,9 @@ def test_offline_gives_the_sample_and_says_why(home, monkeypatch):
 
 
 def test_a_change_in_any_file_is_not_verified(home, tmp_path, monkeypatch):
-    """The release is found in a folder of the named one, too."""
     monkeypatch.setattr(data, "SHA256", CHECKSUMS)
-    folder = write(tmp_path / "Größe 電影" / "ml-20m")
-    home = dataclasses.replace(home, movielens_dir=folder.parent)
+    folder = write(tmp_path / "ml-20m")
+    home = dataclasses.replace(home, movielens_dir=folder)
     expected = "Data: ml-latest-small, verified by SHA-256 (found by MOVIELENS_DIR)"
     assert locate(home).describe() == expected
     for name, text in FILES.items():
@@ -134,16 +126,9 @@ def test_a_change_in_any_file_is_not_verified(home, tmp_path, monkeypatch):
         (folder / name).write_text(text, encoding="utf-8", newline="")
 
 
-@pytest.mark.parametrize(
-    ("pairs", "small"),
-    [
-        ([(7, movie) for movie in range(1, 40)], True),
-        ([(u, m) for u in range(1, 9) for m in range(1, 9)], True),
-        ([(u, m) for u in range(1, 9) for m in range(1, 10) if (u + m) % 9], False),
-    ],
-)
-def test_a_set_too_small_to_learn_from_makes_way_for_the_sample(home, folder, pairs, small):
-    lines = [f"{user},{movie},3.0,9" for user, movie in pairs]
+@pytest.mark.parametrize(("row", "small"), [("7,{0}", True), ("{0},7", True), ("{0},{0}", False)])
+def test_a_set_too_small_to_learn_from_makes_way_for_the_sample(home, folder, row, small):
+    lines = [row.format(number) + ",3.0,9" for number in range(20)]
     (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines))
     used = data.for_training(dataset_at(folder), home)
     assert used.simulated == small == ("my data is too small to learn from" in used.describe())
@@ -162,7 +147,6 @@ def archive(**changed: str) -> bytes:
     [
         (archive(), 200, ""),
         (archive()[:-40], 200, "not a zip file"),
-        (b"<html>Log in to this network</html>", 200, "not a zip file"),
         (archive(**{"tags.csv": "changed"}), 200, "a wrong SHA-256"),
         (b"", 404, "HTTP Error 404"),
     ],
@@ -173,7 +157,7 @@ def test_a_failed_download_leaves_nothing(httpserver, home, monkeypatch, body, s
     monkeypatch.setattr(data, "SHA256", CHECKSUMS)
     before = {path.name for path in home.data_dir.parent.rglob("*")}
     dataset = locate(dataclasses.replace(home, movielens_download=True))
-    assert dataset.simulated == bool(why) and why in dataset.note
+    assert dataset.simulated == bool(why) and why in dataset.source
     after = {path.name for path in home.data_dir.parent.rglob("*")} - before
     assert after == (set() if why else {"ml-latest-small", "escaped"})
 
@@ -194,9 +178,5 @@ def test_a_split_follows_rows_and_seed_alone(spark):
 
 def test_the_real_release(real, spark):
     assert check(real) == (100_836, 610, 9_724, 9_742, 9_742, 3_683)
-    assert real.describe().startswith("Data: ml-latest-small, verified by SHA-256 (found by ")
-    tables = load(spark, real)
-    assert len(data.core(data.load_pandas(real, "ratings"))) == 90_274
-    movies = data.load_pandas(real, "movies")
-    pd.testing.assert_frame_equal(tables.movies.toPandas(), movies, check_dtype=False)
-    assert tables.ratings.where("userId is null or movieId is null or rating is null").count() == 0
+    movies = load(spark, real).movies.toPandas()
+    pd.testing.assert_frame_equal(movies, data.load_pandas(real, "movies"), check_dtype=False)

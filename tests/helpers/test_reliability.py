@@ -57,21 +57,22 @@ def test_a_copy_of_a_lesson_leaves_the_tables_of_the_course(
     project = dataclasses.replace(settings, root=tmp_path)
     release = sample._replace(verified=True, simulated=False)
     table = pd.DataFrame({"a": [1]})
-    first = data.save_result(table, "01_x", release, project)
+    monkeypatch.setenv("HELPERS_HOME", str(tmp_path))
+    first = data.save_result(table, "01_x", release)
     monkeypatch.setenv("KEEP_RESULTS", "1")
-    own = data.save_result(table * 2, "01_x", release, project)
+    own = data.save_result(table * 2, "01_x", release)
     assert first.parent == project.results_dir and project.cache_dir in own.parents
     assert data.read_result("01_x", release, project)["a"].item() == 1
 
 
-def test_a_full_disk_leaves_the_old_table_and_the_stored_replies(tiny_disk, sample, settings):
-    project = dataclasses.replace(settings, root=tiny_disk)
+def test_a_full_disk_leaves_the_old_table_and_the_stored_replies(tiny_disk, sample, monkeypatch):
+    monkeypatch.setenv("HELPERS_HOME", str(tiny_disk))
     small, large = (pd.DataFrame({"value": np.arange(rows)}) for rows in (3, 100_000))
-    path = data.save_result(small, "01_x", sample, project)
+    path = data.save_result(small, "01_x", sample)
     before, store = path.read_bytes(), replies.LocalStore(tiny_disk / "replies")
     store.put({"messages": "first"}, {})
     with pytest.raises(OSError, match="No space left"):
-        data.save_result(large, "01_x", sample, project)
+        data.save_result(large, "01_x", sample)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
     with pytest.raises(OSError, match=r"full|No space left"):
         store.put({"messages": "second" * 100_000}, {})

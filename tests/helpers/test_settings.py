@@ -1,6 +1,4 @@
-"""What the environment may hold: keys and addresses are repaired, or named without their value."""
-
-from __future__ import annotations
+"""What the environment may hold: a variable that cannot be used is named without its value."""
 
 import pytest
 
@@ -14,23 +12,21 @@ def read(**env: str) -> Settings:
     return Settings.from_env({"HELPERS_HOME": str(ROOT)} | env)
 
 
-@pytest.mark.parametrize("key", [KEY, "k", "none", "sk-no-key-required"])
 @pytest.mark.parametrize("around", ["{}\n", '"{}"', " '{}'"])
-def test_a_key_with_something_around_it_is_the_key(key, around):
-    assert read(OPENAI_API_KEY=around.format(key)).llm_api_key == key
-    assert read(OPENAI_API_KEY='""').llm_api_key is None
+def test_a_key_with_something_around_it_is_the_key(around):
+    assert read(OPENAI_API_KEY=around.format(KEY)).llm_api_key == KEY
+    assert read(OPENAI_API_KEY=around.format("")).llm_api_key is None
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("LLM_MODE", KEY), ("LLM_MAX_TOKENS", KEY), ("SPARK_PARTITIONS", "2.5"),
      ("LLM_TIMEOUT_S", "-7"), ("MOVIELENS_DOWNLOAD", "perhaps"), ("OPENAI_API_KEY", "sk—abc"),
-     ("OPENAI_API_KEY", "sk-ab\nc"), ("OPENAI_BASE_URL", "ftp://host"),
-     ("OPENAI_BASE_URL", "https://me:cret@host/v1"),  # pragma: allowlist secret
-     ("OPENAI_BASE_URL", "http://:8000/v1"), ("OPENAI_BASE_URL", "localhost:8000")],
+     ("OPENAI_API_KEY", "sk-ab\nc"), ("OPENAI_BASE_URL", "localhost:8000"),
+     ("OPENAI_BASE_URL", "https://me:cret@host/v1")],  # pragma: allowlist secret
 )  # fmt: skip
 def test_what_a_variable_cannot_hold_is_named_without_its_value(name, value):
-    with pytest.raises(SettingsError, match=rf"^{name} [^\n]+\.$") as caught:
+    with pytest.raises(SettingsError, match=rf"^{name}: [^\n]+\.$") as caught:
         read(**{name: value})
     assert not any(part in str(caught.value) for part in ("cret", "2.5", "-7", "perhaps", "sk"))
 
@@ -39,25 +35,11 @@ def test_a_variable_is_read_as_its_type_and_has_a_default():
     settings = read(SPARK_PARTITIONS="3", LLM_PRICE_IN="0.5", MOVIELENS_DOWNLOAD="No", ROOT="/x")
     assert (settings.spark_partitions, settings.llm_price_in) == (3, 0.5)
     assert settings.movielens_download is False and settings.root == ROOT
-    assert (read().llm_reply_tokens, read().spark_master, read().llm_mode) == (
-        4000, "local[*]", "auto"
-    )  # fmt: skip
+    assert (read().llm_reply_tokens, read().spark_master) == (4000, "local[*]")
     assert "~" not in str(read(MOVIELENS_DIR="~/movies").movielens_dir)
+    for address in ("http://localhost:8000/v1", "https://me.openai.azure.com/openai/v1/"):
+        assert read(OPENAI_BASE_URL=address).llm_base_url == address
     hash(settings)
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        (" 'http://localhost:11434/v1/'\n", "http://localhost:11434/v1"),
-        ("http://localhost:11434", "http://localhost:11434/v1"),
-        ("https://api.openai.com/v1/chat/completions", "https://api.openai.com/v1"),
-        ("https://ark.example.com/api/v3", "https://ark.example.com/api/v3"),
-        ("https://me.openai.azure.com/openai/v1/", "https://me.openai.azure.com/openai/v1"),
-    ],
-)
-def test_an_address_is_repaired(text, address):
-    assert read(OPENAI_BASE_URL=text).llm_base_url == address
 
 
 def test_secrets_leave_a_text_and_a_repr():

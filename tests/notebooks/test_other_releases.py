@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 from conftest import ROOT
 from helpers import data
 from helpers.settings import Settings
+from research import splits
 
 # What shortens the wait. Notebook 03 takes up what 02 found.
 PARAMETERS = {
@@ -124,7 +125,7 @@ def test_it_runs_and_says_what_is_true(name, number, homes, monkeypatch):
     if number == "03":
         wanted += [f"candidates for {users} users"]
     if number == "06":
-        core = data.core(ratings, k=5)
+        core = splits.core(ratings, k=5)
         wanted += [f"{core['userId'].nunique()} users, {core['movieId'].nunique():,} items, "]
     if name == "small" and number in ("01", "03"):
         wanted += ["User 12 liked no movie here: user 101 is shown instead."]

@@ -35,10 +35,10 @@ def random_ratings(users=30, movies=25, each=12, seed=0) -> pd.DataFrame:
 def test_the_core_is_iterative():
     # Movie 9 falls for want of users, then user 3 for want of movies, then movie 1 has two left.
     table = ratings("1:1@1 1:2@2 2:1@1 2:2@2 3:1@1 3:9@2")
-    kept = data.core(table, 2)
+    kept = splits.core(table, 2)
     assert set(kept.userId) == {1, 2} and set(kept.movieId) == {1, 2}
     with pytest.raises(data.DataError, match="smaller k"):
-        data.core(table, 3)
+        splits.core(table, 3)
 
 
 def test_leave_one_out_orders_by_time_then_movie():

@@ -18,7 +18,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from helpers import replies
 from helpers.data import Dataset
-from helpers.spark import JavaError
 
 
 @pytest.fixture
@@ -91,7 +90,7 @@ def test_run_stops_at_a_failing_notebook_without_a_stale_list(project, capsys):
 
 def test_a_known_fault_is_one_sentence(project, monkeypatch, capsys):
     def missing():
-        raise JavaError("Java was not found: install it.")
+        raise OSError("Java was not found: install it.")
 
     monkeypatch.setattr(course, "check_java", missing)
     write_code(project, 0, "get_spark()")

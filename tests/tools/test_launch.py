@@ -20,7 +20,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from conftest import ROOT, copy_working_tree
-from helpers.settings import versions
 
 NOTEBOOKS = lessons.paths()
 ADDRESS = "https://github.com/someone/a-course"
@@ -276,11 +275,6 @@ def test_a_set_up_cell_has_five_lines_and_is_collapsed(path):
     assert len(lines) == 5 and lines[-1].startswith("print(versions(")
     assert 'missing? Say "make lab"' in lines[3]  # IPython shows the failing line with its remark
     assert cell.metadata["jupyter"]["source_hidden"]
-
-
-def test_a_missing_package_is_one_sentence_that_names_the_kernels_python():
-    with pytest.raises(ImportError, match=rf"^{re.escape(sys.executable)} lacks no-such-package: "):
-        versions("pandas", "no-such-package")
 
 
 def test_files_beside_a_notebook_hide_no_package(tmp_path):
