@@ -1,4 +1,4 @@
-"""Notebooks for live coding: what is taught is ``# TODO``, with a check that gives nothing away.
+"""Notebooks for live coding: what is taught is ``# TODO``, and what it shows is folded below it.
 
 A cell's tags ``taught:NAME`` name what is typed in the room. Outputs, solutions, and prose that
 tells a result go: a paragraph with a number that an earlier output holds, or, right under an
@@ -7,22 +7,16 @@ output, with any number.
 
 import ast
 import re
-from itertools import zip_longest
 from pathlib import Path
-from textwrap import shorten
 
 import lessons
 import nbformat
-from IPython.core.getipython import get_ipython
-from IPython.utils.capture import capture_output
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from helpers.settings import Settings
 
-CHECK = """\
-import sys; sys.path.append("../../tools")  # does it give what the course has?
-from copies import check; check("{id}")"""
+CHECK = "<details><summary>Check: what the course shows</summary>\n\n~~~text\n{}\n~~~\n\n</details>"
 SAVES_NOTHING = """\
 from helpers import data
 
@@ -45,17 +39,17 @@ def taught(cell: NotebookNode) -> set[str]:
     return {tag.removeprefix("taught:") for tag in tags if tag.startswith("taught:")}
 
 
-def with_todo(source: str, names: set[str], todo: bool = True) -> str:
-    """Return a cell with ``# TODO`` in place of what defines the names, or without that."""
+def with_todo(source: str, names: set[str]) -> str:
+    """Return a cell with ``# TODO`` in place of what defines the names."""
     lines, edits, done = source.splitlines(), [], set()
     for node in ast.parse(source).body:
         targets = getattr(node, "targets", [node])
         for name in names & {getattr(t, "id", getattr(t, "name", "")) for t in targets}:
             begin, new = node.lineno - 1, [f"{name} = ...  # TODO"]
-            if todo and not isinstance(node, ast.Assign):
+            if not isinstance(node, ast.Assign):
                 described = ast.get_docstring(node) is not None and len(node.body) > 1
                 begin, new = node.body[described].lineno - 1, ["    ...  # TODO"]
-            edits.append((begin, node.end_lineno, new if todo and name not in done else []))
+            edits.append((begin, node.end_lineno, [] if name in done else new))
             done.add(name)
     for begin, end, new in reversed(edits):
         lines[begin:end] = new
@@ -99,37 +93,12 @@ def live_copy(notebook: NotebookNode) -> NotebookNode:
         if names := taught(cell):
             waiting, cell.source = cell.id, with_todo(cell.source, names)
         if waiting and cell.outputs:
-            live.append(new_code_cell(CHECK.format(id=waiting), id=f"check-{waiting}"))
+            said = CHECK.format(lessons.said(cell.outputs).rstrip())
+            live.append(new_markdown_cell(said, id=f"check-{waiting}"))
             waiting = ""
         cell.outputs, cell.execution_count = [], None
     notebook.cells = [cell for cell in live if cell.source.strip()]
     return notebook
-
-
-def check(name: str) -> None:
-    """Run the course's cell beside the learner's and say whether both show the same."""
-    code = [c for p in lessons.paths() for c in lessons.cells(p) if c.cell_type == "code"]
-    code = code[[cell.id for cell in code].index(name) :]
-    last = next(number for number, cell in enumerate(code) if cell.outputs)
-    source, names = code[0].source, taught(code[0])
-
-    def shows(own: str) -> str:
-        space = dict(get_ipython().user_ns)
-        with capture_output() as captured:
-            for part in (own, *(cell.source for cell in code[1 : last + 1])):
-                exec(part, space)
-        shown = lessons.said([{"data": output.data} for output in captured.outputs])
-        return f"{captured.stdout}\n{shown}"
-
-    try:
-        pair = shows(source), shows(with_todo(source, names, todo=False))
-    except Exception as error:
-        return print(f"Not yet: run the cells above, each # TODO done ({type(error).__name__}).")
-    lines = zip_longest(*(text.splitlines() for text in pair), fillvalue="")
-    if other := next((two for two in lines if two[0] != two[1]), None):
-        course, yours = (shorten(line, 60) for line in other)
-        return print(f"Not yet: where the course shows {course!r}, this shows {yours!r}.")
-    print("Right: it shows what the course's own code shows.")
 
 
 def write(folder: Path, settings: Settings) -> None:
