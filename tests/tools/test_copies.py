@@ -62,17 +62,16 @@ def test_a_copy_has_todos_with_checks_and_no_outputs_solutions_or_results(path):
     assert re.findall(r"^## .*", text, re.MULTILINE) == headings
 
 
-def test_prose_that_tells_a_result_goes_and_what_leads_on_stays():
-    shown = new_code_cell("x()", outputs=[new_output("stream", text="0.197 of 3,446 movies\n")])
-    first = "It is half of them.\n\n- 0.197 is low.\n- Few is many.\n\nNext we try three."
-    cells = [new_markdown_cell("Before: three of 0.197."), shown, new_markdown_cell(first)]
-    cells += [
-        new_code_cell("y = 30"),
-        new_markdown_cell("By hand, 30. As in notebook 04.\n\n3,446!"),
-    ]
+def test_prose_that_follows_an_output_is_folded_until_a_heading():
+    output = new_output("stream", text="0.197 of 3,446 movies\n")
+    shown, again = (new_code_cell("x()", outputs=[output]) for _ in range(2))
+    told = new_markdown_cell("Half.\n\nSo.\n\n## 2 Next\n\nWe try.")
+    cells = [new_markdown_cell("Before."), shown, told, new_code_cell("y = 30")]
+    cells += [new_markdown_cell("By hand."), again, new_markdown_cell("## 3")]
     kept = [cell.source for cell in copies.live_copy(new_notebook(cells=cells)).cells]
-    assert kept[0] == "Before: three of 0.197." and kept[4] == "By hand, 30. As in notebook 04."
-    assert " ".join(kept[2].split()) == "- Few is many. Next we try three."
+    assert kept[0] == "Before." and kept[4] == "By hand." and kept[6] == "## 3"
+    folded, rest = kept[2].split("</details>")
+    assert folded.endswith("\n\nHalf.\n\nSo.\n\n") and rest == "\n\n## 2 Next\n\nWe try."
 
 
 def test_what_the_course_shows_is_folded_below_a_todo_cell():
