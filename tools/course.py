@@ -11,14 +11,12 @@ import bootstrap  # noqa: F401  # where packages are missing it sets them up and
 
 # isort: split
 import argparse
-import asyncio
 import hashlib
 import importlib
 import json
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 from functools import partial
@@ -38,7 +36,6 @@ from tqdm import tqdm
 
 from helpers import data, replies
 from helpers.settings import Settings, SettingsError
-from helpers.spark import JavaError, check_java
 from research import scale
 
 RANKED_LIST = "05_ranked_list.csv"
@@ -49,45 +46,38 @@ KEPT = {"tags", "slideshow", "jupyter", "lines_to_next_cell"}  # of a cell's met
 
 def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
     """Run a notebook in a fresh kernel and return it; a cell that fails is a LessonError."""
-    notebook, sent = nbformat.read(path, as_version=4), []
-    total = sum(cell.cell_type == "code" for cell in notebook.cells)
-    with tqdm(total=total, desc=path.stem, unit="cell", disable=not progress) as bar:
-        client = NotebookClient(
-            notebook,
-            timeout=1200,  # seconds a cell
-            kernel_name="python3",
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its notice on TCP alarms readers
-            resources={"metadata": {"path": str(path.parent)}},
-            on_cell_execute=lambda cell, **_: sent.append(cell.source.strip()),
-            on_cell_executed=lambda **_: bar.update(),
-            on_notebook_start=lambda **_: _let_ctrl_c_interrupt(),
-        )
-        try:
-            client.execute()
-        except KeyboardInterrupt:
-            client.shutdown_kernel = "immediate"  # it may be in a cell that takes minutes
-            raise
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            why = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else str(error)
-            why = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", why).split())[:300].rstrip(": ")
-            place = f"code cell {len(sent)} of {total} ({sent[-1].splitlines()[0][:60]})"
-            raise lessons.LessonError(f"{path.name}, {place}: {why}") from error
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=1200,  # seconds a cell
+        kernel_name="python3",
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its notice on TCP alarms readers
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    code = [(i, cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    bar = tqdm(code, path.stem, unit="cell", disable=not progress)
+    with client.setup_kernel():  # client.execute() would take Ctrl-C for itself
+        for number, (index, cell) in enumerate(bar, 1):
+            try:
+                client.execute_cell(cell, index)
+            except KeyboardInterrupt:
+                client.shutdown_kernel = "immediate"  # it may be in a cell that takes minutes
+                raise
+            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+                why = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else str(error)
+                why = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", why).split())[:300].rstrip(": ")
+                first = cell.source.strip().splitlines()[0][:60]
+                place = f"code cell {number} of {len(code)} ({first})"
+                raise lessons.LessonError(f"{path.name}, {place}: {why}") from error
+        client.set_widgets_metadata()
     for cell in notebook.cells:  # a line may come in pieces, and what goes to stderr between them
         cell.get("outputs", []).sort(key=lambda output: output.get("name") == "stderr")
     return CoalesceStreamsPreprocessor().preprocess(notebook, {})[0]
 
 
-def _let_ctrl_c_interrupt() -> None:
-    """Take nbclient's handler away: it ends the kernel, then fails on an assertion of its own."""
-    if os.name != "nt":  # where none can be set
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
-
-
 def run(settings: Settings, first: str, last: str) -> None:
     """Execute the notebooks from ``first`` to ``last`` and print the list that 05 ends with."""
     chosen = [path for path in lessons.paths(settings.root) if first <= path.name[:2] <= last]
-    if not settings.spark_remote and any("get_spark" in path.read_text("utf-8") for path in chosen):
-        check_java()
     print(data.locate(settings).describe())
     ranked, output = settings.cache_dir / RANKED_LIST, settings.root / "build" / "executed"
     ranked.unlink(missing_ok=True)
@@ -189,11 +179,10 @@ def tidy(settings: Settings, files: list[str]) -> int:
 
 def forget(settings: Settings) -> None:
     """Forget the replies of live servers, and the requests that found none; records stay."""
-    files = [settings.cache_dir / f"{name}.jsonl" for name in ("replies", "pending")]
-    stored, waiting = (len(replies.LocalStore(file).all()) for file in files)
-    for file in files:
+    for name, what in (("replies", "stored replies"), ("pending", "waiting requests")):
+        file = settings.cache_dir / f"{name}.jsonl"
+        print(f"{len(replies.LocalStore(file).all())} {what} are forgotten.")
         file.unlink(missing_ok=True)
-    print(f"{stored} stored replies and {waiting} waiting requests are forgotten.")
 
 
 def exchange_batch(settings: Settings, action: str, file: Path) -> int | None:
@@ -250,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C. What was finished is kept.", file=sys.stderr)
         return 130
-    except (SettingsError, JavaError, data.DataError, lessons.LessonError, OSError) as error:
+    except (SettingsError, data.DataError, lessons.LessonError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 

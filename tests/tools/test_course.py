@@ -17,18 +17,16 @@ from misbehaving_server import completion
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from helpers import replies
-from helpers.data import Dataset
-from helpers.spark import JavaError
+from helpers.data import DataError, Dataset
 
 
 @pytest.fixture
 def project(tmp_path, settings, monkeypatch):
-    """Two small notebooks in a folder of their own, and neither Java nor data looked for."""
+    """Two small notebooks in a folder of their own, and no data looked for."""
     (tmp_path / "notebooks").mkdir()
     for name in ("01_a", "02_b"):
         cells = [new_markdown_cell("# T"), new_code_cell("print(6 * 7)"), new_markdown_cell("end")]
         nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / f"{name}.ipynb")
-    monkeypatch.setattr(course, "check_java", lambda: None)
     monkeypatch.setattr(course.data, "locate", lambda _: Dataset(tmp_path, "d", "s", False, False))
     project = dataclasses.replace(settings, root=tmp_path)
     monkeypatch.setattr(course.Settings, "from_env", lambda: project)
@@ -90,14 +88,13 @@ def test_run_stops_at_a_failing_notebook_without_a_stale_list(project, capsys):
 
 
 def test_a_known_fault_is_one_sentence(project, monkeypatch, capsys):
-    def missing():
-        raise JavaError("Java was not found: install it.")
+    def missing(_):
+        raise DataError("links.csv is missing.")
 
-    monkeypatch.setattr(course, "check_java", missing)
-    write_code(project, 0, "get_spark()")
+    assert course.main(["run", "--from", "3"]) == 0  # there is no such notebook
+    monkeypatch.setattr(course.data, "locate", missing)
     assert course.main(["run"]) == 1
-    assert capsys.readouterr().err == "Java was not found: install it.\n"
-    assert course.main(["run", "--from", "3"]) == 0  # what is chosen needs no Java
+    assert capsys.readouterr().err == "links.csv is missing.\n"
     monkeypatch.undo()
     monkeypatch.setenv("LLM_MODE", "banana")
     assert course.main(["forget"]) == 1
@@ -206,7 +203,7 @@ def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
     capsys.readouterr()
     assert course.main(["forget"]) == 0
     printed = capsys.readouterr().out
-    assert printed == "2 stored replies and 3 waiting requests are forgotten.\n"
+    assert printed == "2 stored replies are forgotten.\n3 waiting requests are forgotten.\n"
     assert not replies.LocalStore(project.cache_dir / "pending.jsonl").all()
 
 
