@@ -16,15 +16,11 @@ from bs4 import BeautifulSoup
 from jinja2 import Template
 from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
 
 from helpers.settings import Settings
 
 PLANS = (60, 120, 180)
 DECKS = Path(__file__).with_name("decks")
-INLINE = HtmlFormatter(noclasses=True, nowrap=True)
 REVEAL = Path(sphinx_revealjs.__file__).parent / "_static" / "revealjs"
 
 
@@ -89,7 +85,7 @@ class Builder:
     def code(self, entry: dict, name: str, which: str) -> str:
         first, last = map(int, which.split("-"))
         text = textwrap.dedent("\n".join(self.cells[name].source.splitlines()[first - 1 : last]))
-        return f"<pre>{highlight(text, PythonLexer(), INLINE)}</pre>"
+        return f"<pre>{html.escape(text)}</pre>"
 
     def poll(self, entry: dict, name: str, which: str) -> str:
         found = self.polls.split(f"\n## {name} ")[1].split("**Poll:**")[1]
