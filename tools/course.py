@@ -44,7 +44,7 @@ KERNEL = json.loads((LAB / "kernel.json").read_text("utf-8"))
 KEPT = {"tags", "slideshow", "jupyter", "lines_to_next_cell"}  # of a cell's metadata
 
 
-def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
+def execute(path: Path) -> nbformat.NotebookNode:
     """Run a notebook in a fresh kernel and return it; a cell that fails is a LessonError."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
@@ -55,9 +55,8 @@ def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
         resources={"metadata": {"path": str(path.parent)}},
     )
     code = [(i, cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-    bar = tqdm(code, path.stem, unit="cell", disable=not progress)
     with client.setup_kernel():  # client.execute() would take Ctrl-C for itself
-        for number, (index, cell) in enumerate(bar, 1):
+        for number, (index, cell) in enumerate(tqdm(code, path.stem, unit="cell"), 1):
             try:
                 client.execute_cell(cell, index)
             except KeyboardInterrupt:
@@ -222,8 +221,7 @@ COMMANDS: dict[str, tuple] = {  # functions, and their arguments as argparse rea
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and return the exit status; a known fault is one sentence."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="NAME")
     for name, (_, *accepted) in COMMANDS.items():
         command = commands.add_parser(name)

@@ -56,7 +56,7 @@ def test_a_failed_cell_is_named_by_its_place_and_reason(project):
     path = write_code(project, 0, "raise OSError('Why:\\n  last' + " + "'' + " * 20 + "'')\n0")
     reason = r"\(raise OSError\([^\n]{46}\): OSError: Why: last$"
     with pytest.raises(lessons.LessonError, match=rf"^01_a\.ipynb, code cell 1 of 1 {reason}"):
-        course.execute(path, progress=False)
+        course.execute(path)
 
 
 def test_run_executes_in_order_and_ends_with_the_list(project, capsys):
