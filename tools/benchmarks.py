@@ -25,15 +25,14 @@ from helpers import data
 sys.path.insert(0, str(lessons.ROOT / "tests" / "support"))
 from peak_memory import PeakMemory
 
+WITH_TORCH = {"07": 3072, "08": 5120, "09": 3072, "11": 3072, "12": 3072}  # 08 trains an LLM
+
 
 def promised(path: Path) -> tuple[float, float]:
     """Return the seconds that the README promises for a notebook, and the MB that it may take."""
     text = (lessons.ROOT / "README.md").read_text(encoding="utf-8")
     minutes = re.search(rf"\(notebooks/{path.name}\) \|[^|]*\| (\d+) \|", text)[1]
-    imports = next(cell.source for cell in lessons.cells(path) if cell.cell_type == "code")
-    # Binder has 2 GB, and no PyTorch; 08 trains a pretrained LLM.
-    torch = re.search(r"\b(torch|sentence.transformers)\b", imports)
-    return 60.0 * int(minutes), 5120 if path.stem.startswith("08") else 3072 if torch else 2048
+    return 60.0 * int(minutes), WITH_TORCH.get(path.stem[:2], 2048)  # Binder has 2 GB
 
 
 def measure(path: Path, dataset: data.Dataset) -> tuple[float, float, dict[str, float]]:

@@ -1,15 +1,12 @@
 """Notebooks for live coding: what is taught is ``# TODO``, with a check that gives nothing away.
 
-A cell's tags ``taught:NAME`` name what is typed in the room. Outputs, solutions, and prose that
-tells a result go: a paragraph with a number that an earlier output holds, or, right under an
-output, with any number.
+A cell's tags ``taught:NAME`` name what is typed in the room. Outputs and solutions go; the prose
+that follows an output is folded until the next heading, and so is the recap.
 """
 
 import ast
 import re
-from itertools import zip_longest
 from pathlib import Path
-from textwrap import shorten
 
 import lessons
 import nbformat
@@ -23,21 +20,15 @@ from helpers.settings import Settings
 CHECK = """\
 import sys; sys.path.append("../../tools")  # does it give what the course has?
 from copies import check; check("{id}")"""
-SAVES_NOTHING = """\
-from helpers import data
-
-data.save_result = lambda *_, **__: None  # half a notebook"""
+FOLDED = r"\1<details><summary>What came out</summary>\n\n\2\n\n</details>"
+OWN_TABLES = 'import os\n\nos.environ["KEEP_RESULTS"] = "1"  # as in make lab'
 SOLUTION = re.compile(  # beside its exercise, the link to it, or all of them in the last section
     r"\n*<details><summary>Solution</summary>.*?</details>|\n*\[Solution\]\(#solution-\d+\)"
     r"|\n*^##+ Solutions?\b(?:(?!\n## |<!--NAV-->).)*",
     re.DOTALL | re.MULTILINE,
 )
-NUMBER = re.compile(r"(?<![\w.])(?!(?:19|20)\d\d\b)\d(?:[\d,.]*\d)?")  # but years
-WORD = re.compile(r"\b([Tt]hree|four|[Ff]ive|six|seven|eight|nine|ten|[Hh]alf|thirds?|twice)\b")
-NOT_RESULTS = re.compile(  # code, links, formulas, references, names
-    r"`.*?`|\[.*?\]\(.*?\)|\$.*?\$|(notebooks?|sections?|equation|user) \(?\d+((,| and) \d+)*",
-    re.IGNORECASE,
-)
+RECAP = re.compile(r"(## Recap\n+)(.+?)(?=\n+##|\Z)", re.DOTALL)
+WORDS = re.compile(r"\A()(?!#)(.+?)(?=\n+##|\Z)", re.DOTALL)
 
 
 def taught(cell: NotebookNode) -> set[str]:
@@ -62,23 +53,9 @@ def with_todo(source: str, names: set[str], todo: bool = True) -> str:
     return "\n".join(lines)
 
 
-def unspoiled(source: str, told: set[str], under_output: bool) -> str:
-    """Return Markdown without the paragraphs and points that tell a result."""
-    kept, items = [], re.split(r"\n(?=\n|- )", source)
-    for item in items:
-        text = item.strip()
-        under_output &= not text.startswith("#")
-        numbers = set(NUMBER.findall(plain := NOT_RESULTS.sub("", text)))
-        words = WORD.search(plain) and item is not items[-1]  # the last leads on to the next cell
-        tells = numbers & told or (under_output and (numbers or words))
-        if not tells or text.startswith(("#", "|", "!", "<", "```")) or "$" in text:
-            kept.append(item)
-    return "\n".join(kept)
-
-
 def live_copy(notebook: NotebookNode) -> NotebookNode:
     """Turn a notebook into the one to be coded before an audience; hints and exercises stay."""
-    live, told, used, waiting, shown, lesson = [], set(), set(), "", False, True
+    live, waiting, shown = [], "", False
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "solution" in tags:
@@ -87,15 +64,13 @@ def live_copy(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "markdown":
             text = SOLUTION.sub("", f"\n{cell.source}").strip("\n")
             text = re.sub(r"\]\((?=\.\./|appendix/)", "](../../notebooks/", text)  # from build/live
-            head, exercises, rest = text.partition("## Exercises")
-            head = unspoiled(head, told - used, shown) if lesson else head
-            cell.source, lesson, shown = head + exercises + rest, lesson and not exercises, False
+            text = RECAP.sub(FOLDED, WORDS.sub(FOLDED, text) if shown else text)
+            cell.source, shown = text, False
             continue
-        shown = any("image/svg+xml" not in output.get("data", {}) for output in cell.outputs)
-        used |= set(NUMBER.findall(cell.source))
-        told |= {n for n in NUMBER.findall(lessons.said(cell.outputs)) if len(n) > 1}
+        diagrams = ["image/svg+xml" in output.get("data", {}) for output in cell.outputs]
+        shown = "setup" not in tags and not all(diagrams)
         if "setup" in tags:
-            live.append(new_code_cell(SAVES_NOTHING, id="saves-nothing"))
+            live.append(new_code_cell(OWN_TABLES, id="own-tables"))
         if names := taught(cell):
             waiting, cell.source = cell.id, with_todo(cell.source, names)
         if waiting and cell.outputs:
@@ -109,27 +84,22 @@ def live_copy(notebook: NotebookNode) -> NotebookNode:
 def check(name: str) -> None:
     """Run the course's cell beside the learner's and say whether both show the same."""
     code = [c for p in lessons.paths() for c in lessons.cells(p) if c.cell_type == "code"]
-    code = code[[cell.id for cell in code].index(name) :]
+    code, said = code[[cell.id for cell in code].index(name) :], []
     last = next(number for number, cell in enumerate(code) if cell.outputs)
-    source, names = code[0].source, taught(code[0])
-
-    def shows(own: str) -> str:
-        space = dict(get_ipython().user_ns)
-        with capture_output() as captured:
-            for part in (own, *(cell.source for cell in code[1 : last + 1])):
-                exec(part, space)
-        shown = lessons.said([{"data": output.data} for output in captured.outputs])
-        return f"{captured.stdout}\n{shown}"
-
+    own = with_todo(code[0].source, taught(code[0]), todo=False)
     try:
-        pair = shows(source), shows(with_todo(source, names, todo=False))
+        for first in (own, code[0].source):
+            space = dict(get_ipython().user_ns)
+            with capture_output() as captured:
+                for source in (first, *(cell.source for cell in code[1 : last + 1])):
+                    exec(source, space)
+            said.append(
+                captured.stdout + lessons.said([{"data": o.data} for o in captured.outputs])
+            )
     except Exception as error:
         return print(f"Not yet: run the cells above, each # TODO done ({type(error).__name__}).")
-    lines = zip_longest(*(text.splitlines() for text in pair), fillvalue="")
-    if other := next((two for two in lines if two[0] != two[1]), None):
-        course, yours = (shorten(line, 60) for line in other)
-        return print(f"Not yet: where the course shows {course!r}, this shows {yours!r}.")
-    print("Right: it shows what the course's own code shows.")
+    verdict = "Right: it shows" if said[0] == said[1] else "Not yet: it does not show"
+    print(verdict, "what the course's own code shows.")
 
 
 def write(folder: Path, settings: Settings) -> None:

@@ -2,23 +2,20 @@
 
 ``run`` executes the core notebooks and prints the ranked list; ``lab`` opens copies in
 JupyterLab; ``page``, ``slides``, ``copies`` write the page to play with, decks, and skeletons for
-live coding; ``forget`` deletes stored LLM replies. For authors: ``execute 03`` runs notebooks in
-place and saves clean outputs, ``tidy`` strips noise, ``stamp`` writes navigation bars and the
-repository's address, ``batch export``, ``import`` and ``keep`` exchange LLM requests by a FILE.
+live coding. For authors: ``execute 03`` runs notebooks in place, ``tidy`` strips noise, ``stamp``
+writes bars and the address, ``batch export``, ``import`` and ``keep`` exchange LLM requests.
 """
 
 import bootstrap  # noqa: F401  # where packages are missing it sets them up and goes on there
 
 # isort: split
 import argparse
-import asyncio
 import hashlib
 import importlib
 import json
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 from functools import partial
@@ -38,58 +35,48 @@ from tqdm import tqdm
 
 from helpers import data, replies
 from helpers.settings import Settings, SettingsError
-from helpers.spark import check_java
 from research import scale
 
-RANKED_LIST = "05_ranked_list.csv"
 LAB = Path(__file__).with_name("lab")  # settings and metadata as JupyterLab writes them
 KERNEL = json.loads((LAB / "kernel.json").read_text("utf-8"))
 KEPT = {"tags", "slideshow", "jupyter", "lines_to_next_cell"}  # of a cell's metadata
 
 
-def execute(path: Path, progress: bool = True) -> nbformat.NotebookNode:
+def execute(path: Path) -> nbformat.NotebookNode:
     """Run a notebook in a fresh kernel and return it; a cell that fails is a LessonError."""
-    notebook, sent = nbformat.read(path, as_version=4), []
-    total = sum(cell.cell_type == "code" for cell in notebook.cells)
-    with tqdm(total=total, desc=path.stem, unit="cell", disable=not progress) as bar:
-        client = NotebookClient(
-            notebook,
-            timeout=1200,  # seconds a cell
-            kernel_name="python3",
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its notice on TCP alarms readers
-            resources={"metadata": {"path": str(path.parent)}},
-            on_cell_execute=lambda cell, **_: sent.append(cell.source.strip()),
-            on_cell_executed=lambda **_: bar.update(),
-            on_notebook_start=lambda **_: _let_ctrl_c_interrupt(),
-        )
-        try:
-            client.execute()
-        except KeyboardInterrupt:
-            client.shutdown_kernel = "immediate"  # it may be in a cell that takes minutes
-            raise
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            why = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else str(error)
-            why = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", why).split())[:300].rstrip(": ")
-            place = f"code cell {len(sent)} of {total} ({sent[-1].splitlines()[0][:60]})"
-            raise lessons.LessonError(f"{path.name}, {place}: {why}") from error
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=1200,  # seconds a cell
+        kernel_name="python3",
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its notice on TCP alarms readers
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    code = [(i, cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    with client.setup_kernel():  # client.execute() would take Ctrl-C for itself
+        for number, (index, cell) in enumerate(tqdm(code, path.stem, unit="cell"), 1):
+            try:
+                client.execute_cell(cell, index)
+            except KeyboardInterrupt:
+                client.shutdown_kernel = "immediate"  # it may be in a cell that takes minutes
+                raise
+            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+                why = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else str(error)
+                why = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", why).split())[:300].rstrip(": ")
+                first = cell.source.strip().splitlines()[0][:60]
+                place = f"code cell {number} of {len(code)} ({first})"
+                raise lessons.LessonError(f"{path.name}, {place}: {why}") from error
+        client.set_widgets_metadata()
     for cell in notebook.cells:  # a line may come in pieces, and what goes to stderr between them
         cell.get("outputs", []).sort(key=lambda output: output.get("name") == "stderr")
     return CoalesceStreamsPreprocessor().preprocess(notebook, {})[0]
 
 
-def _let_ctrl_c_interrupt() -> None:
-    """Take nbclient's handler away: it ends the kernel, then fails on an assertion of its own."""
-    if os.name != "nt":  # where none can be set
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
-
-
 def run(settings: Settings, first: str, last: str) -> None:
     """Execute the notebooks from ``first`` to ``last`` and print the list that 05 ends with."""
     chosen = [path for path in lessons.paths(settings.root) if first <= path.name[:2] <= last]
-    if not settings.spark_remote and any("get_spark" in path.read_text("utf-8") for path in chosen):
-        check_java()
     print(data.locate(settings).describe())
-    ranked, output = settings.cache_dir / RANKED_LIST, settings.root / "build" / "executed"
+    ranked, output = settings.cache_dir / "05_ranked_list.csv", settings.root / "build" / "executed"
     ranked.unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -187,15 +174,6 @@ def tidy(settings: Settings, files: list[str]) -> int:
     return status
 
 
-def forget(settings: Settings) -> None:
-    """Forget the replies of live servers, and the requests that found none; records stay."""
-    files = [settings.cache_dir / f"{name}.jsonl" for name in ("replies", "pending")]
-    stored, waiting = (len(replies.LocalStore(file).all()) for file in files)
-    for file in files:
-        file.unlink(missing_ok=True)
-    print(f"{stored} stored replies and {waiting} waiting requests are forgotten.")
-
-
 def exchange_batch(settings: Settings, action: str, file: Path) -> int | None:
     """Export unanswered requests, import a Batch API output file, or keep uncommitted replies."""
     committed = replies.CommittedStore(settings.replies_dir)
@@ -224,7 +202,7 @@ COMMANDS: dict[str, tuple] = {  # functions, and their arguments as argparse rea
     "run": (run, ("--from", {"dest": "first", "default": "01", "type": two_digits}),
             ("--to", {"dest": "last", "default": "05", "type": two_digits})),
     **{name: (partial(build, name=name),) for name in ("page", "slides", "copies")},
-    **{"lab": (open_lab,), "forget": (forget,), "stamp": (publish.stamp,)},
+    **{"lab": (open_lab,), "stamp": (publish.stamp,)},
     "execute": (execute_in_place, ("names", {"nargs": "*"})),
     "tidy": (tidy, ("files", {"nargs": "*"})),
     "batch": (exchange_batch, ("action", BATCH), ("file", {"type": Path})),
@@ -233,8 +211,7 @@ COMMANDS: dict[str, tuple] = {  # functions, and their arguments as argparse rea
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and return the exit status; a known fault is one sentence."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="NAME")
     for name, (_, *accepted) in COMMANDS.items():
         command = commands.add_parser(name)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class LessonError(RuntimeError):
-    """A cell failed, or a slide names what is not there; the sentence says which and why."""
+    """A cell failed; the sentence says which and why."""
 
 
 def paths(root: Path = ROOT, *, appendices: bool = False) -> list[Path]:

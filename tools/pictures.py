@@ -3,7 +3,6 @@
 ``python tools/pictures.py`` writes both. Text stays text, and each is on white, for dark pages too.
 """
 
-import html
 import textwrap
 
 import jinja2
@@ -46,7 +45,6 @@ PICTURES = {"ranked_list.svg": ranked_list, "evaluation.svg": evaluation}
 
 def draw(name: str) -> str:
     look = jinja2.Environment(loader=jinja2.FileSystemLoader(lessons.ROOT / "tools" / "pictures"))
-    look.filters["escaped"] = html.escape
     look.globals |= {"BLACK": BLACK, "BLUE": BLUE, "RED": RED, "QUIET": "#6b6b6b"}
     return look.get_template(f"{name}.jinja").render(shown=PICTURES[name]())
 

@@ -16,15 +16,11 @@ from bs4 import BeautifulSoup
 from jinja2 import Template
 from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
 
 from helpers.settings import Settings
 
 PLANS = (60, 120, 180)
 DECKS = Path(__file__).with_name("decks")
-INLINE = HtmlFormatter(noclasses=True, nowrap=True)
 REVEAL = Path(sphinx_revealjs.__file__).parent / "_static" / "revealjs"
 
 
@@ -33,36 +29,28 @@ class Builder:
 
     def __init__(self, root: Path) -> None:
         self.polls = (root / "docs" / "teaching_notes.md").read_text(encoding="utf-8")
-        self.cells, self.places, self.notes = {}, {}, {}  # by the ids of cells
-        for path in lessons.paths(root):
-            place = path.name[:2]
-            for cell in lessons.cells(path):
-                before = place
-                for heading in re.findall(r"^## (\d+ .*)", cell.source, re.MULTILINE):
-                    place = f"{path.name[:2]} \N{MIDDLE DOT} {heading}"
-                self.cells[cell.id] = cell
-                self.notes[cell.id] = cell.metadata.get("slideshow", {}).get("notes", "")
-                self.places[cell.id] = place if cell.source.startswith("#") else before
+        self.cells = {cell.id: cell for path in lessons.paths(root) for cell in lessons.cells(path)}
 
     def slide(self, entry: dict) -> dict[str, str]:
-        """Return the parts of a slide; a LessonError says which one names what is not there."""
+        """Return the parts of a slide; an error names the cell or the words that are not there."""
         kind, name, which = map(str.strip, f"{entry['show']}  ".split(" ", 2))
-        try:
-            body = getattr(self, kind)(entry, name, which)
-            head = html.escape(self.filled(entry["head"]), quote=False)
-            notes = f"{self.filled(entry.get('say', ''))}\n\n{self.notes.get(name, '')}"
-        except (LookupError, AttributeError, TypeError, ValueError) as error:
-            fault = f"A slide shows {entry['show']}, which is not there: {error}"
-            raise lessons.LessonError(fault) from None
-        place = self.places.get(name, "Vote" if kind == "poll" else "")
-        notes = markdown2html(notes)
-        return {"kind": kind, "head": head, "body": body, "place": place, "notes": notes}
+        body = getattr(self, kind)(entry, name, which)
+        head, notes = map(self.filled, (entry["head"], entry.get("say", "")))
+        if name in self.cells:
+            notes += "\n\n" + self.cells[name].metadata.get("slideshow", {}).get("notes", "")
+        head = html.escape(head, quote=False)
+        return {"kind": kind, "head": head, "body": body, "notes": markdown2html(notes)}
 
     def filled(self, text: str) -> str:
-        """Put what the outputs hold in the places ``{id|pattern}`` of a text."""
+        """Put what the outputs or the prose of cells hold in the places ``{id|pattern}``."""
         for place, name, pattern in re.findall(r"(\{(\S+?)\|(.+?)\})", text):
-            said = " ".join(lessons.said(self.cells[name].outputs).split())
-            text = text.replace(place, re.search(pattern, said)[1])
+            cell = self.cells[name]
+            said = cell.source  # of prose; what is printed may be cut into lines anywhere
+            if cell.cell_type == "code":
+                said = " ".join(lessons.said(cell.outputs).split())
+            found = re.search(pattern, said)
+            assert found, f"the cell {name} does not say {pattern}"
+            text = text.replace(place, found[1])
         return text
 
     def shown(self, name: str, which: str) -> NotebookNode:
@@ -95,14 +83,7 @@ class Builder:
     def code(self, entry: dict, name: str, which: str) -> str:
         first, last = map(int, which.split("-"))
         text = textwrap.dedent("\n".join(self.cells[name].source.splitlines()[first - 1 : last]))
-        return f"<pre>{highlight(text, PythonLexer(), INLINE)}</pre>"
-
-    def quote(self, entry: dict, name: str, which: str) -> str:
-        """Quote from some words to the end of their paragraph, or ``until`` others."""
-        text, end = self.cells[name].source, entry.get("until", "")
-        text = text[text.index(which) :]
-        quoted = text[: text.index(end) + len(end)] if end else text.split("\n\n")[0]
-        return f"<blockquote>{markdown2html(quoted)}</blockquote>"
+        return markdown2html(f"```python\n{text}\n```")
 
     def poll(self, entry: dict, name: str, which: str) -> str:
         found = self.polls.split(f"\n## {name} ")[1].split("**Poll:**")[1]

@@ -1,7 +1,7 @@
 """The house stays small: lines are counted, comments and docstrings included.
 
-The goal for ``helpers`` is 1,600 lines, for ``research`` 5,000, for ``tools`` 2,000. The second is
-reached, the other two are not: the limits here are what is reached.
+The goal for ``helpers`` is 1,600 lines, for ``research`` 5,000, for ``tools`` 2,000. The last two
+are reached; for ``helpers`` the limit here is what is reached.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def test_a_package_and_its_modules_fit_their_budgets(package, budget, module_bud
 
 
 def test_the_tools_fit_their_budget():
-    assert 0 < sum(lines(ROOT / "tools").values()) <= 2_100
+    assert 0 < sum(lines(ROOT / "tools").values()) <= 2_000
 
 
 @pytest.mark.parametrize(("tests", "subject"), SUBJECTS)

@@ -42,7 +42,7 @@ def test_the_template_keeps_the_conventions_of_the_notebooks_and_runs():
     (set_up,) = (c for c in notebook.cells if "setup" in c.metadata.get("tags", []))
     address = re.search(r"https://github\.com/[\w.-]+/[\w.-]+", set_up.source)
     assert set_up.source.startswith(publish.set_up(address and address[0]))
-    executed = course.execute(TEMPLATE, progress=False)
+    executed = course.execute(TEMPLATE)
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
 

@@ -1,4 +1,4 @@
-"""The commands of tools/course.py: run, lab, execute, tidy, batch, forget; and the set-up."""
+"""The commands of tools/course.py: run, lab, execute, tidy, batch; and the set-up."""
 
 import dataclasses
 import json
@@ -17,17 +17,16 @@ from misbehaving_server import completion
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from helpers import replies
-from helpers.data import Dataset
+from helpers.data import DataError, Dataset
 
 
 @pytest.fixture
 def project(tmp_path, settings, monkeypatch):
-    """Two small notebooks in a folder of their own, and neither Java nor data looked for."""
+    """Two small notebooks in a folder of their own, and no data looked for."""
     (tmp_path / "notebooks").mkdir()
     for name in ("01_a", "02_b"):
         cells = [new_markdown_cell("# T"), new_code_cell("print(6 * 7)"), new_markdown_cell("end")]
         nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / f"{name}.ipynb")
-    monkeypatch.setattr(course, "check_java", lambda: None)
     monkeypatch.setattr(course.data, "locate", lambda _: Dataset(tmp_path, "d", "s", False, False))
     project = dataclasses.replace(settings, root=tmp_path)
     monkeypatch.setattr(course.Settings, "from_env", lambda: project)
@@ -57,11 +56,11 @@ def test_a_failed_cell_is_named_by_its_place_and_reason(project):
     path = write_code(project, 0, "raise OSError('Why:\\n  last' + " + "'' + " * 20 + "'')\n0")
     reason = r"\(raise OSError\([^\n]{46}\): OSError: Why: last$"
     with pytest.raises(lessons.LessonError, match=rf"^01_a\.ipynb, code cell 1 of 1 {reason}"):
-        course.execute(path, progress=False)
+        course.execute(path)
 
 
 def test_run_executes_in_order_and_ends_with_the_list(project, capsys):
-    ranked = project.cache_dir / course.RANKED_LIST
+    ranked = project.cache_dir / "05_ranked_list.csv"
     ranked.parent.mkdir(parents=True)
     ranked.write_text("stale")  # a list of an earlier run must not pass for this one's
     rows = "rank,title,source,reason\\n1,Emma (1996),LLM,warm\\n"
@@ -77,7 +76,7 @@ def test_run_executes_in_order_and_ends_with_the_list(project, capsys):
 
 
 def test_run_stops_at_a_failing_notebook_without_a_stale_list(project, capsys):
-    ranked = project.cache_dir / course.RANKED_LIST
+    ranked = project.cache_dir / "05_ranked_list.csv"
     ranked.parent.mkdir(parents=True)
     ranked.write_text("rank,title,source,reason\n1,Stale (1900),LLM,\n")
     write_code(project, 0, "assert 1 > 2")
@@ -89,17 +88,16 @@ def test_run_stops_at_a_failing_notebook_without_a_stale_list(project, capsys):
 
 
 def test_a_known_fault_is_one_sentence(project, monkeypatch, capsys):
-    def missing():
-        raise OSError("Java was not found: install it.")
+    def missing(_):
+        raise DataError("links.csv is missing.")
 
-    monkeypatch.setattr(course, "check_java", missing)
-    write_code(project, 0, "get_spark()")
+    assert course.main(["run", "--from", "3"]) == 0  # there is no such notebook
+    monkeypatch.setattr(course.data, "locate", missing)
     assert course.main(["run"]) == 1
-    assert capsys.readouterr().err == "Java was not found: install it.\n"
-    assert course.main(["run", "--from", "3"]) == 0  # what is chosen needs no Java
+    assert capsys.readouterr().err == "links.csv is missing.\n"
     monkeypatch.undo()
     monkeypatch.setenv("LLM_MODE", "banana")
-    assert course.main(["forget"]) == 1
+    assert course.main(["execute", "99"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -108,7 +106,7 @@ def test_a_relative_data_folder_is_the_same_for_a_kernel(project, monkeypatch):
     monkeypatch.setenv("MOVIELENS_DIR", "../ml")
     named = dataclasses.replace(project, movielens_dir="../ml")
     monkeypatch.setattr(course.Settings, "from_env", lambda: named)
-    assert course.main(["forget"]) == 0
+    assert course.main(["execute", "99"]) == 0
     assert os.environ["MOVIELENS_DIR"] == str(project.root.parent / "ml")
 
 
@@ -202,11 +200,6 @@ def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
     for _ in range(2):  # nothing new is no reason to lose the old
         assert course.main(["batch", "keep", str(kept)]) == 0
     assert [reply.key for reply in replies.read_jsonl(kept)] == keys[1:]
-    capsys.readouterr()
-    assert course.main(["forget"]) == 0
-    printed = capsys.readouterr().out
-    assert printed == "2 stored replies and 3 waiting requests are forgotten.\n"
-    assert not replies.LocalStore(project.cache_dir / "pending.jsonl").all()
 
 
 def test_tidy_keeps_outputs_and_strips_noise(project, tmp_path):

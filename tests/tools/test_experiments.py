@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import runpy
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from types import SimpleNamespace
 
 import numpy as np
@@ -136,19 +135,15 @@ def test_the_two_tables_of_11_agree():
 # --- 14 -------------------------------------------------------------------------------------------
 
 
-def measured() -> list[dict]:
-    """Return what is measured of a step that rests and of one that holds 200 MB."""
-    rows, held = [], b""
-    for name, size in (("rest", 1), ("hold", 200_000_000)):
-        with SCALE.step(rows, name):
-            held = b"x" * size
-            time.sleep(0.5)
+def measured(size: int) -> tuple[float, float]:
+    """Return the seconds and the MB that are measured while ``size`` bytes are held."""
+    with SCALE.PeakMemory(os.getpid(), itself=True) as used:
+        held = b"x" * size
+        time.sleep(0.5)
     assert len(held) == size
-    return rows
+    return used.seconds, used.peak_mb
 
 
-def test_a_step_is_measured():
-    with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # other tests leave a JVM here
-        rest, hold = alone.submit(measured).result()
-    assert (rest["step"], hold["step"]) == ("rest", "hold")
-    assert 150 < hold["peak_mb"] - rest["peak_mb"] < 250 and hold["seconds"] >= 0.5
+def test_a_step_is_measured_alone():  # other tests leave a JVM here
+    (_, rest), (seconds, hold) = (SCALE.alone(measured, size) for size in (1, 200_000_000))
+    assert 150 < hold - rest < 250 and seconds >= 0.5

@@ -284,7 +284,7 @@ def test_files_beside_a_notebook_hide_no_package(tmp_path):
     own = new_code_cell("import json, random, openai, mine; print(mine.answer)")
     path = tmp_path / "own.ipynb"
     nbformat.write(new_notebook(cells=[*lessons.cells(NOTEBOOKS[0], "setup"), own]), path)
-    assert course.execute(path, progress=False).cells[1].outputs[0].text == "42\n"
+    assert course.execute(path).cells[1].outputs[0].text == "42\n"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from experiment import begin, save
 from tqdm import tqdm
 
 from helpers import llm
-from helpers.spark import close_spark
 from research import verbalizer
 
 ONE_LETTER = """\
@@ -23,7 +22,6 @@ its letter, one letter and nothing else."""
 
 if __name__ == "__main__":
     notebook = begin("06", "client = llm.connect")
-    close_spark(notebook.session)
     client = llm.connect(dataclasses.replace(notebook.settings, llm_mode="local"), local=True)
     rows, options = [], {"max_completion_tokens": 1}  # else the local server writes on
     for user, mine in tqdm(notebook.offered["liked"].items(), desc="users"):

@@ -2,14 +2,14 @@
 
 ``choose`` compares ways to train and to show the candidates on validation, ``train --seed S`` keeps
 an adapter of the chosen one in ``data/weights``, ``test`` ranks the test users' candidates,
-``represent`` writes the movies in other ways and shows shorter and longer histories, ``time``
-measures one pass beside a written list. Each can be stopped and goes on where it was. On one CPU
-thread a question takes three seconds to train on and 1.4 to rank; a GPU is used if there is one.
+``represent`` tries other texts and histories, ``time`` measures one pass beside a written list.
+Each goes on where it was stopped, on a GPU if there is one; one CPU thread trains on a question in
+three seconds and ranks in 1.4.
 """
 
 import argparse
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -104,41 +104,37 @@ class Experiment:
         return {int(user): row for user, row in kept.items()}
 
 
-def choose(work: Experiment, examples: int, further: int) -> pd.DataFrame:
-    """Train every way on the same questions, then the chosen one on more; judge on validation.
-
-    A row that the table has already is not made again.
-    """
-    columns = ["way", "questions", "loss", "value", "low", "high", "users"]
-    path = data.result_path("08_validation", work.notebook.dataset)
-    old = pd.read_csv(path)[columns].to_numpy().tolist() if path.is_file() else []
-    kept, rows = {(row[0], row[1]): row for row in old}, []
-    shown, mixed = work.requests("validation"), work.requests("validation", shuffle=0)
+def choose(work: Experiment, examples: int, further: list[int]) -> pd.DataFrame:
+    """Train every way on the same questions, then the chosen one on more; judge on validation."""
+    rows, shown, mixed = [], work.requests("validation"), work.requests("validation", shuffle=0)
 
     def judge(way: str, count: int, requests: Requests, model: Callable | None, **how) -> None:
-        if (way, count) not in kept:
-            name = f"validation {way} {count}"
-            logs = work.ranked(name, requests, model, **how) if model else own_order(requests)
-            loss, values = inside(requests, logs)[["loss", "NDCG@10"]].to_numpy().T
-            at = stats.bootstrap_interval(values)
-            kept[way, count] = [way, count, loss.mean() if model else np.nan, *at]
-        rows.append(kept[way, count])
+        name = f"validation {way} {count}"
+        logs = work.ranked(name, requests, model, **how) if model else own_order(requests)
+        loss, values = inside(requests, logs)[["loss", "NDCG@10"]].to_numpy().T
+        at = stats.bootstrap_interval(values)
+        rows.append((way, count, loss.mean() if model else np.nan, *at))
         print(*rows[-1], flush=True)
 
     judge("own order", 0, shown, None)
-    ladder = [count for count in (640 * 2**i for i in range(20)) if count < further]
     plan = [(way, examples) for way in (CHOSEN, MIXED, RANDOM)]
-    for way, count in dict.fromkeys(plan + [(CHOSEN, count) for count in (*ladder, further)]):
+    for way, count in plan + [(CHOSEN, count) for count in further]:
         model = partial(work.adapted, f"{way} seed 0", count, way=way)
         judge(way, count, shown if way == CHOSEN else mixed, model)
     judge("zero-shot, retriever's order", 0, shown, work.base)
     judge("zero-shot, mixed", 0, mixed, work.base)
     judge("zero-shot, likelihood of titles", 0, shown, work.base, by=llamarec.title_logs)
     judge(TITLES, STRETCHES, shown, work.title_model, by=llamarec.title_logs)
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["way", "questions", "loss", "value", "low", "high", "users"])
 
 
-def test(work: Experiment, seeds: Sequence[int]) -> pd.DataFrame:
+def blends(requests: Requests, ways: dict, ranker: str, weight: float) -> dict[int, pd.DataFrame]:
+    """Mix the ranks of LRURec and of each seed of a ranker."""
+    logs = {seed: rows for (way, seed), rows in ways.items() if way == ranker}
+    return {seed: inside(requests, llamarec.blended(logs[seed], weight)) for seed in logs}
+
+
+def test(work: Experiment) -> pd.DataFrame:
     """Return where each way puts the test item of each user whose list holds it, 1 the first."""
     tables, found = [], {}
     for stage, retriever in (("validation", "LRURec"), ("test", "LRURec"), ("test", COUNTS)):
@@ -147,7 +143,7 @@ def test(work: Experiment, seeds: Sequence[int]) -> pd.DataFrame:
         found[stage, retriever] = requests, ways
         if (stage, retriever) == ("test", "LRURec"):
             ways["zero-shot", -1] = work.ranked("test zero-shot", requests, work.base)
-        for seed in seeds:
+        for seed in range(3):
             weights = hashlib.sha256(work.weights(seed).read_bytes()).hexdigest()[:8]
             name = f"{stage} {retriever} LoRA {seed} {weights}"
             ways["LoRA", seed] = work.ranked(name, requests, partial(work.loaded, seed))
@@ -157,19 +153,12 @@ def test(work: Experiment, seeds: Sequence[int]) -> pd.DataFrame:
         for (ranker, seed), logs in ways.items():
             facts = {"stage": stage, "retriever": retriever, "ranker": ranker, "seed": seed}
             tables.append(inside(requests, logs).assign(**facts))
-
     for name, ranker in {"blend": "LoRA", "blend with titles": LIKELIHOOD}.items():
-
-        def blends(stage: str, weight: float, ranker: str = ranker) -> dict[int, pd.DataFrame]:
-            """Mix the ranks of LRURec and of each seed of a ranker."""
-            requests, ways = found[stage, "LRURec"]
-            logs = {seed: rows for (way, seed), rows in ways.items() if way == ranker}
-            return {s: inside(requests, llamarec.blended(logs[s], weight)) for s in logs}
-
-        tried = {w: pd.concat(blends("validation", w))["NDCG@10"].mean() for w in WEIGHTS}
-        facts = {"stage": "test", "retriever": "LRURec"}  # and the weight best on validation
-        facts["ranker"] = f"{name}, weight {(best := max(tried, key=tried.__getitem__))}"
-        tables += [each.assign(**facts, seed=s) for s, each in blends("test", best).items()]
+        chosen, tested = ((*found[stage, "LRURec"], ranker) for stage in ("validation", "test"))
+        tried = {w: pd.concat(blends(*chosen, w))["NDCG@10"].mean() for w in WEIGHTS}
+        best = max(tried, key=tried.__getitem__)
+        facts = {"stage": "test", "retriever": "LRURec", "ranker": f"{name}, weight {best}"}
+        tables += [each.assign(**facts, seed=s) for s, each in blends(*tested, best).items()]
     table = pd.concat(tables)
     asked = ["zero-shot", "LoRA", LIKELIHOOD]  # the others have no probabilities
     table["loss"] = table["loss"].where(table["ranker"].isin(asked))
@@ -199,19 +188,18 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["choose", "train", "test", "represent", "time"])
     parser.add_argument("--examples", type=int, default=320, help="questions for every way")
-    parser.add_argument("--further", type=int, default=2560, help="questions for the chosen way")
+    parser.add_argument("--further", type=int, nargs="+", default=[640], help="and for the chosen")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options, work = parser.parse_args(), Experiment()
     if options.command == "choose":
         save(choose(work, options.examples, options.further), "08_validation")
     elif options.command == "train":
-        seed, count = options.seed, options.further
+        seed, count = options.seed, options.further[-1]
         command = f"python tools/experiments/08_llamarec.py train --seed {seed} --further {count}"
         adapter = work.adapted(f"{CHOSEN} seed {seed}", count, seed)
         save_adapter(adapter, work.weights(seed), command)
     elif options.command == "test":
-        save(test(work, options.seeds), "08_ranks")
+        save(test(work), "08_ranks")
     elif options.command == "represent":
         save(represent(work, options.examples), "08_representation")
     else:

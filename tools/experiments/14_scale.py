@@ -11,9 +11,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -37,29 +36,23 @@ ALPHA = 10.0
 CORES = psutil.cpu_count() or 1
 
 
-@contextmanager
-def step(rows: list[dict], name: str) -> Iterator[None]:
-    """Measure what is inside, in this process and those it starts, and add a row."""
-    with PeakMemory(os.getpid(), itself=True) as used:
-        yield
-    rows.append({"step": name, "seconds": used.seconds, "peak_mb": used.peak_mb})
-
-
 def scale(folder: Path, ratings: int, blocks: int) -> list[dict]:
-    shape, rows = synthetic.write(folder / "data", ratings, formats=("csv",)), []
+    shape, me = synthetic.write(folder / "data", ratings, formats=("csv",)), os.getpid()
     spark, dataset = get_spark(), data.Dataset(folder / "data", "synthetic", "bench", True, False)
-    with step(rows, "load"):
+    with PeakMemory(me, itself=True) as load:  # and what it starts, the JVM
         tables = {"ratings": data.load(spark, dataset).ratings}
         parquet.write_folder(tables, folder / "stored", buckets=blocks)
-    with step(rows, "fit"):
+    with PeakMemory(me, itself=True) as fit:
         stored = parquet.read_table(spark, folder / "stored", "ratings", data.SCHEMAS["ratings"])
         table = stored.select(*COLUMNS)
         model = als.make_als(10, 0.1, max_iter=10, blocks=blocks).fit(table)
         users, movies = model.userFactors.count(), model.itemFactors.count()
-    with step(rows, "top 100"):
+    with PeakMemory(me, itself=True) as top:
         lists = spark_lists.recommend_all(model, table, table, 100, buckets=blocks)
         spark_lists.save_lists(lists, folder / "lists", buckets=blocks)
-    return [{"ratings": shape.ratings, "users": users, "movies": movies} | row for row in rows]
+    facts = {"ratings": shape.ratings, "users": users, "movies": movies}
+    steps = {"load": load, "fit": fit, "top 100": top}.items()
+    return [facts | {"step": s, "seconds": m.seconds, "peak_mb": m.peak_mb} for s, m in steps]
 
 
 def grid(library: str, path: Path, blocks: int) -> float:

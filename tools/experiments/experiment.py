@@ -46,6 +46,5 @@ def save(rows: pd.DataFrame, name: str, *keys: str) -> None:
     if keys and path.is_file():
         old = pd.read_csv(path)
         same = (old[[*keys]] == rows[[*keys]].iloc[0]).all(axis=1)
-        rows = pd.concat([old.loc[~same], rows])
-    rows = rows.sort_values([*keys], kind="stable") if keys else rows
+        rows = pd.concat([old.loc[~same], rows]).sort_values([*keys], kind="stable")
     print(data.save_result(rows, name, dataset))

@@ -90,15 +90,12 @@ def add_launch(app: Sphinx, name: str, template: str, context: dict, _: object) 
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Let the site open at ``index.html``; add the search's texts and the page to play with."""
+    """Let the site open at ``index.html``; add what its search reads and the page to play with."""
     if error:
         return
-    output, texts = Path(app.outdir), {}
-    for name in app.env.found_docs:
-        article = (output / f"{name}.html").read_text("utf-8").partition("<article")[2]
-        main = f"<{article.partition('</article>')[0]}"
-        texts[name] = re.sub(r"(?s)<(style|script)\b.*?</\1>|<(?!/?section)[^>]*>", "", main)
-    (output / "_static/texts.js").write_text(f"const texts = {json.dumps(texts)};", "utf-8")
+    output = Path(app.outdir)
+    pages = {name: (output / f"{name}.html").read_text("utf-8") for name in app.env.found_docs}
+    (output / "_static/pages.js").write_text(f"const pages = {json.dumps(pages)};", "utf-8")
     shutil.copyfile(output / "README.html", output / "index.html")
     page.write(output / "page", Settings.from_env())
 

@@ -1,4 +1,5 @@
-// A page opened from disk may not read other files: what the search asks for stands in texts.js.
-window.fetch = async (page) => ({
-  text: () => `<div role="main">${texts[page.replace(/^\.\/|\.html$/g, "")]}</div>`,
-});
+// A page opened from disk may not read other files: what the search asks for stands in pages.js.
+if (location.protocol === "file:") {
+  document.write('<script src="_static/pages.js"></script>');
+  window.fetch = async (page) => ({ text: () => pages[page.replace(/^\.\/|\.html$/g, "")] });
+}
