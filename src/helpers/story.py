@@ -20,7 +20,7 @@ def recorded(user: int, dataset: data.Dataset, settings: Settings | None = None)
         liked, disliked = candidates.liked(rated), candidates.disliked(rated)
         messages = prompts.profile_prompt(rated, liked, disliked)
         asked = {"messages": messages, "response_format": llm.response_format(prompts.Profile)}
-        if found := replies.CommittedStore(settings.replies_dir).get(replies.request_key(asked)):
+        if found := replies.Store(settings.replies_dir).get(replies.request_key(asked)):
             text = found.response["choices"][0]["message"]["content"]
             claims = audit_profile(prompts.Profile.model_validate_json(text), liked, disliked)
     with contextlib.suppress(data.DataError):
