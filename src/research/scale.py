@@ -26,8 +26,8 @@ import httpx2
 from tqdm.auto import tqdm
 
 from helpers import answers, llm, ranking
-from helpers.answers import estimate_tokens
-from helpers.replies import Body, LocalStore, request_key
+from helpers.answers import Body, estimate_tokens
+from helpers.replies import Store, request_key
 from helpers.settings import Settings, SettingsError
 from helpers.transport import Budget, completion_limit
 
@@ -36,6 +36,13 @@ RETRIES = 5
 
 BATCH_REQUESTS = 40_000
 """Requests in one input file of the Batch API, which takes 50,000 and 200 MB, 5 kB a prompt."""
+
+
+class LocalStore(Store, contextlib.AbstractContextManager):
+    """A store for a ``with`` statement, as notebook 14 has it; no file stays open."""
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
 
 
 class ToRank(NamedTuple):
@@ -126,10 +133,10 @@ class Pace:
 class PacedClient(httpx2.Client):
     """An HTTP client that keeps a pace; the SDK above it retries, so retries count too."""
 
-    def __init__(self, pace: Pace, concurrency: int) -> None:
+    def __init__(self, pace: Pace, concurrency: int, timeout_s: float = 60.0) -> None:
         """Hold as many connections as there are requests under way."""
         limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        super().__init__(limits=limits, follow_redirects=True)
+        super().__init__(limits=limits, follow_redirects=True, timeout=timeout_s)
         self.pace = pace
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
@@ -177,7 +184,7 @@ def rank_users(
     users: Iterable[ToRank],
     settings: Settings | None = None,
     *,
-    store: LocalStore | None = None,
+    store: Store | None = None,
     concurrency: int = 16,
     limits: Limits | None = None,
     budget: Budget | None = None,
@@ -202,12 +209,10 @@ def rank_users(
         progress: show a bar, with the tokens spent so far.
         options: go into every request (``temperature``, ``max_completion_tokens``, ``seed``).
 
-    Raises:
-        SettingsError: see :func:`helpers.llm.is_live`.
     """
     settings = settings or Settings.from_env()
     budget = budget or Budget(settings)
-    paced = PacedClient(Pace(limits or Limits()), concurrency) if llm.is_live(settings) else None
+    paced = PacedClient(Pace(limits or Limits()), concurrency, settings.llm_timeout_s)
     client = llm.connect(settings, live=paced, budget=budget, store=store)
     client = client.with_options(max_retries=RETRIES)
     options = {"model": llm.model(settings), "schema": ranking.LetterRanking, **options}
@@ -232,8 +237,7 @@ def rank_users(
     finally:  # answers under way are paid for, and are waited for
         pool.shutdown(cancel_futures=True)
         bar.close()
-        if paced is not None:
-            paced.close()
+        paced.close()
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -275,7 +279,7 @@ def export_batch(requests: Iterable[Body], path: Path, model: str) -> int:
 
 
 def import_batch(
-    path: Path, requests: Iterable[Body], store: LocalStore, model: str | None = None
+    path: Path, requests: Iterable[Body], store: Store, model: str | None = None
 ) -> BatchReport:
     """Take a Batch API output file into ``store``.
 
@@ -297,7 +301,7 @@ def import_batch(
             name = model or str(answer.get("model", ""))
             store.put(wanted[key], answer, model=name)
             again.pop(key, None)
-    again = {key: why for key, why in again.items() if store.usable(key) is None}
+    again = {key: why for key, why in again.items() if store.get(key) is None}
     return BatchReport(len(wanted) - len(again), again)
 
 
@@ -329,7 +333,7 @@ def write_batches(
     return files
 
 
-def import_batches(folder: Path, store: LocalStore) -> BatchReport:
+def import_batches(folder: Path, store: Store) -> BatchReport:
     """Take the outputs of the batches that :func:`write_batches` wrote into ``store``.
 
     For the input ``batch-0001.jsonl`` the API's output is expected beside it as

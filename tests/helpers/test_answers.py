@@ -27,13 +27,11 @@ DRAFT = 'First idea: ["A", "B", "C"]. No, E is best.'
      'First ["A", "B", "C"]. Final: ["E", "D", "C"]', f"```json\n{GOOD}\n```", f"```json\n{GOOD}",
      f"Sure [of it] {{I am}}!\n{GOOD}\nEnjoy [REC] (2007) {{}} [].", "\ufeff" + GOOD,
      f'The "fav" 5" screen [sic: {GOOD}', json.dumps(LetterRanking.model_json_schema()) + GOOD,
-     '{"sure": 0.9, "ranking": ["E", "D", "C"]}', f'{{"ranking": ["A"]}} {GOOD} Not ["A", "B"].'],
+     '{"sure": 0.9, "ranking": ["E", "D", "C"]}', f'{{"ranking": ["A"]}} {GOOD}'],
 )  # fmt: skip
 def test_what_stands_around_an_answer_is_dropped_without_a_repair(text):
     got = answers.read(text, LetterRanking)
     assert (got.value.ranking, got.repairs, got.kind) == (["E", "D", "C"], 0, "ok")
-    plain = answers.read(text, LetterRanking.model_json_schema())
-    assert plain.value["ranking"] == ["E", "D", "C"] and plain.repairs == 0
 
 
 @pytest.mark.parametrize(
@@ -82,7 +80,7 @@ PIECES = [*"[]{}\",:'\\ \n", "ranking", "A", "E", "<think>", "</think>", "```", 
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
 @settings(deadline=None)
 def test_no_text_makes_the_reader_raise(text):
-    for schema in (RankingReply, LetterRanking, prompts.Profile, {"type": "object"}):
+    for schema in (RankingReply, LetterRanking, prompts.Profile):
         got = answers.read(text, schema)
         assert (got.value is None) == bool(got.why)
 
@@ -91,7 +89,7 @@ def test_every_committed_reply_is_read_as_it_stands():
     """The recorded results rest on this: a plain answer is never repaired."""
     schemas = [prompts.Profile, NamedMovies, Queries, CitedRanking, RankingReply, LetterRanking]
     named = {schema.__name__: schema for schema in [*schemas, bias.LabelRanking]}
-    for reply in replies.CommittedStore(ROOT / "data" / "replies").all():
+    for reply in replies.Store(ROOT / "data" / "replies").all():
         assert reply.response["model"] == "claude" and "usage" not in reply.response
         if form := reply.request.get("response_format"):
             text = reply.response["choices"][0]["message"]["content"]

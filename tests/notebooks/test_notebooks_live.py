@@ -20,13 +20,13 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from conftest import ROOT, save_sample_results
-from helpers import candidates, data, llm, local_model, prompts, replies
+from helpers import local_model
 
 TIMEOUT_S = 0.4
 REFUSED = "this server takes no prompts of that kind"
 ABSENT = "model not found, try pulling it first"
 FAULTS = {
-    "stored": ("article profile ranking", r"no usable LLM reply[^(]*\(no_reply\)"),
+    "none": ("article profile ranking", r"no usable LLM reply[^(]*\(no_reply\)"),
     "fence": ("", ""),
     "prose": ("profile ranking", r"no usable LLM reply"),
     "partial": ("profile ranking", r"no usable LLM reply"),
@@ -40,7 +40,7 @@ FAULTS = {
 }
 """What happens: the prompts that get no usable reply, and what must be said of each.
 
-"stored" is no server, and a profile in the local store that is none, from an earlier run.
+"none" is no server.
 """
 
 ASKING = {
@@ -120,24 +120,8 @@ def home(settings, tmp_path_factory):
     return home
 
 
-def leave_a_bad_profile(home, sample) -> None:
-    """Make the local store hold one reply, to the profile prompt of user 12, that is no profile."""
-    cache = home / "data" / "cache"
-    for path in cache.glob("replies.jsonl"):
-        path.unlink()
-    ratings, movies = (data.load_pandas(sample, name) for name in ("ratings", "movies"))
-    rated = candidates.history(ratings, movies, 12)
-    liked, disliked = candidates.liked(rated), candidates.disliked(rated)
-    body = {
-        "messages": prompts.profile_prompt(rated, liked, disliked),
-        "response_format": llm.response_format(prompts.Profile),
-    }
-    with replies.LocalStore(cache / "replies.jsonl") as store:
-        store.put(body, completion("I would rather not."), model="old")
-
-
 @pytest.fixture(scope="module")
-def runs(home, sample):
+def runs(home):
     """A function that runs a notebook: its cells from the first question on once for each fault.
 
     All in one kernel. It returns the executed cells of each fault, and the requests that were sent.
@@ -158,7 +142,7 @@ def runs(home, sample):
                 "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/{fault}/v1",
                 "OPENAI_API_KEY": "a-key",  # pragma: allowlist secret
                 "LLM_MODEL": f"served-{number}-{fault}",
-                "LLM_MODE": "recorded" if fault == "stored" else "live",
+                "LLM_MODE": "recorded" if fault == "none" else "live",
                 "LLM_TIMEOUT_S": str(TIMEOUT_S if fault == "slow" else 30),
                 "LLM_MAX_TOKENS": "1000" if fault == "budget" else "1000000",
             }
@@ -166,7 +150,6 @@ def runs(home, sample):
 
         @functools.cache
         def run(number):
-            leave_a_bad_profile(home, sample)
             (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
             cells = [
                 new_code_cell(cell.source)

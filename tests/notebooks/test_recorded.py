@@ -41,7 +41,7 @@ def test_the_notebooks_ask_every_user_what_is_recorded(which, request, monkeypat
     users = script.SAMPLE_USERS if which == "sample" else script.REAL_USERS
     name = "sample" if which == "sample" else "ml-latest-small"
     core, workshop = (
-        {reply.key for reply in replies.read_jsonl(REPLIES / f"{file}_{name}.jsonl")}
+        {reply.key for reply in replies.Store(REPLIES / f"{file}_{name}.jsonl").all()}
         for file in ("core", "workshop")
     )
     assert core | workshop <= set(outcomes)
@@ -68,7 +68,7 @@ def test_the_appendix_on_forty_users_asks_what_is_recorded(which, settings, requ
         monkeypatch.delenv("MOVIELENS_DIR", raising=False)
     monkeypatch.setenv("LLM_MODE", "recorded")
     path = ROOT / "notebooks" / "appendix" / "13_forty_users.ipynb"
-    asked_keys, store = set(), llm.CommittedStore(REPLIES)
+    asked_keys, store = set(), replies.Store(REPLIES)
 
     def ask(client, messages, *, schema=None, **options):
         body = {"messages": messages, "response_format": llm.response_format(schema), **options}
@@ -86,7 +86,7 @@ def test_the_appendix_on_forty_users_asks_what_is_recorded(which, settings, requ
             if "no_content" in space:
                 break
     name = "bias_sample" if which == "sample" else "bias_ml-latest-small"
-    kept = {reply.key for reply in replies.read_jsonl(REPLIES / f"{name}.jsonl")}
+    kept = {reply.key for reply in replies.Store(REPLIES / f"{name}.jsonl").all()}
     earlier = {r.key for r in store.all() if r.source.startswith("evaluation_")}
     assert kept == asked_keys - earlier and len(kept) >= 20
     assert all(got.repairs <= len(got.orders) for got in space["asked"].values())
@@ -97,8 +97,9 @@ def test_the_appendix_on_forty_users_asks_what_is_recorded(which, settings, requ
 @pytest.mark.parametrize("path", sorted(REPLIES.glob("*.jsonl")), ids=lambda path: path.stem)
 def test_records_are_whole_and_name_their_model(path, recwarn):
     lines = path.read_text(encoding="utf-8").splitlines()
-    found = list(replies.read_jsonl(path))
-    assert len(found) == len(lines) and not recwarn.list
+    found = replies.Store(path).all()
+    assert [json.loads(line)["key"] for line in lines] == [reply.key for reply in found]
+    assert not recwarn.list
     assert {reply.response["model"] for reply in found} == {"claude"}
     assert all("usage" not in json.loads(line)["response"] for line in lines)
     assert len({reply.key for reply in found}) == len(found)

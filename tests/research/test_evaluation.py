@@ -12,7 +12,7 @@ from misbehaving_server import completion, serve
 
 from conftest import ROOT
 from helpers import llm, metrics, prompts, ranking
-from helpers.replies import LocalStore
+from helpers.replies import Store
 from helpers.settings import Settings
 from research import evaluation
 
@@ -35,7 +35,7 @@ def requests_of(users=(1, 2, 3)):
 
 def record(settings, texts, seed=None):
     """Store one reply per user, as if recorded."""
-    store = LocalStore(settings.replies_dir / f"{seed}.jsonl")
+    store = Store(settings.replies_dir / f"{seed}.jsonl")
     for user, text in texts.items():
         body = {
             "messages": requests_of()[user][1],

@@ -17,7 +17,7 @@ from slow_server import slow_server
 
 from conftest import ROOT
 from helpers import llm, ranking
-from helpers.replies import LocalStore, request_key
+from helpers.replies import request_key
 from helpers.settings import Settings, SettingsError
 from research import scale
 
@@ -42,12 +42,12 @@ def settings_for(url: str | None, **more: str) -> Settings:
 
 def rank(people, url, tmp_path, **options):
     options = {"progress": False, "max_completion_tokens": 40, **options}
-    with LocalStore(tmp_path / "replies.jsonl") as store:
+    with scale.LocalStore(tmp_path / "replies.jsonl") as store:
         return list(scale.rank_users(people, settings_for(url), store=store, **options))
 
 
 def stored(tmp_path) -> set[int]:
-    with LocalStore(tmp_path / "replies.jsonl") as store:
+    with scale.LocalStore(tmp_path / "replies.jsonl") as store:
         texts = [reply.request["messages"][-1]["content"] for reply in store.all()]
     return {int(text.split()[1]) for text in texts}
 
@@ -151,7 +151,7 @@ def test_users_are_taken_only_as_far_ahead_as_requests_go(tmp_path):
             taken.append(len(taken))
             yield user(taken[-1])
 
-    with slow_server(0.01) as server, LocalStore(tmp_path / "replies.jsonl") as store:
+    with slow_server(0.01) as server, scale.LocalStore(tmp_path / "replies.jsonl") as store:
         job = {"store": store, "concurrency": 4, "progress": False}
         results = scale.rank_users(endless(), settings_for(server.url), **job)
         with contextlib.closing(results) as stream:
@@ -182,12 +182,11 @@ JOB = """
 import sys
 from pathlib import Path
 from research import scale
-from helpers.replies import LocalStore
 users = (
     (user, [10, 20, 30], [{"role": "user", "content": f"user {user} "}])
     for user in range(int(sys.argv[2]))
 )
-with LocalStore(Path(sys.argv[1])) as store:
+with scale.LocalStore(Path(sys.argv[1])) as store:
     for ranked in scale.rank_users(users, store=store, progress=False):
         print(ranked.user, ranked.kind, ranked.source, flush=True)
 """
@@ -256,7 +255,7 @@ def test_batches_are_files_of_the_api_and_say_what_to_ask_again(tmp_path):
     (tmp_path / "b" / "batch-0001.output.jsonl").write_text("\n".join(output))
     output = [reply_to(line) for line in [*second, {"custom_id": "a stranger"}]]
     (tmp_path / "b" / "batch-0002.output.jsonl").write_text("\n".join(output))
-    with LocalStore(tmp_path / "replies.jsonl") as store:
+    with scale.LocalStore(tmp_path / "replies.jsonl") as store:
         report = scale.import_batches(tmp_path / "b", store)
     assert report.imported == 6 and set(report.again) == {2, 3, 8, 9, 99}
     assert "no JSON" in report.again[2] and "expired" in report.again[3]

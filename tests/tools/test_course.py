@@ -1,5 +1,6 @@
 """The commands of tools/course.py: run, lab, execute, tidy, batch; and the set-up."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,15 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import bootstrap
 import course
 import lessons
 import nbformat
+import psutil
 import pytest
 from misbehaving_server import completion
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from conftest import ROOT
 from helpers import replies
 from helpers.data import DataError, Dataset
 
@@ -177,10 +182,10 @@ except KeyboardInterrupt:
 def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
     bodies = [{"messages": [{"role": "user", "content": text}]} for text in "abc"]
     keys = [replies.request_key(body) for body in bodies]
-    pending = replies.LocalStore(project.cache_dir / "pending.jsonl")
+    pending = replies.Store(project.cache_dir / "pending.jsonl")
     for body in bodies:
         pending.put(body, {})
-    replies.LocalStore(project.replies_dir / "x.jsonl").put(bodies[0], completion("x"))
+    replies.Store(project.replies_dir / "x.jsonl").put(bodies[0], completion("x"))
     sent, answers, kept = tmp_path / "in", tmp_path / "out", project.replies_dir / "kept.jsonl"
 
     def exported() -> list[str]:
@@ -199,7 +204,7 @@ def test_batch_sends_each_open_request_once(project, tmp_path, capsys):
     assert "1 answers imported, 0 users" in capsys.readouterr().out
     for _ in range(2):  # nothing new is no reason to lose the old
         assert course.main(["batch", "keep", str(kept)]) == 0
-    assert [reply.key for reply in replies.read_jsonl(kept)] == keys[1:]
+    assert [reply.key for reply in replies.Store(kept).all()] == keys[1:]
 
 
 def test_tidy_keeps_outputs_and_strips_noise(project, tmp_path):
@@ -218,3 +223,40 @@ def test_tidy_keeps_outputs_and_strips_noise(project, tmp_path):
     assert tidied.cells[0].metadata == kept and tidied.cells[0].execution_count == 3
     assert tidied.metadata == course.KERNEL
     assert course.main(["tidy", str(path)]) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_ctrl_c_in_make_run_is_one_line_and_leaves_no_kernel(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sample").symlink_to(ROOT / "data" / "sample")
+    (tmp_path / "notebooks").mkdir()
+    own = tmp_path / "pid"
+    cells = [f"import os, pathlib; pathlib.Path({str(own)!r}).write_text(str(os.getpid()))",
+             "import time; time.sleep(300)"]  # fmt: skip
+    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    nbformat.write(notebook, tmp_path / "notebooks" / "01_a.ipynb")
+    command = [sys.executable, str(ROOT / "tools" / "course.py"), "run", "--to", "01"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "HELPERS_HOME": str(tmp_path)},
+        start_new_session=True,
+    )  # fmt: skip
+    guard = threading.Timer(180, os.killpg, (process.pid, signal.SIGKILL))
+    guard.start()
+    output = b""
+    try:
+        while b"1/2" not in output and (piece := os.read(process.stdout.fileno(), 65536)):
+            output += piece
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        output += process.communicate(timeout=20)[0]
+    finally:
+        guard.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130 and b"Stopped by Ctrl-C" in output
+    assert b"Traceback" not in output and list((tmp_path / "build" / "executed").iterdir()) == []
+    deadline = time.time() + 10
+    while psutil.pid_exists(int(own.read_text())):
+        assert time.time() < deadline, "the kernel is left"
+        time.sleep(0.2)
