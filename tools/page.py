@@ -18,7 +18,7 @@ from jinja2 import Template
 from helpers import als, audit, candidates, data, llm, prompts, ranking, replies
 from helpers.settings import Settings
 from helpers.spark import get_spark
-from research.evaluation import HIDDEN_RULES, history_prompt
+from research.evaluation import HIDDEN_RULES, LetterRanking, history_prompt
 
 SEED, TOP_K, USERS, N_CANDIDATES, HISTORY = 0, 10, 240, 20, 20  # as in notebooks 05 and 06
 POOL, LIKES = 120, 6  # well-known movies to rate, favourites shown
@@ -149,8 +149,8 @@ class Course:
         found, back = [], [shown.index(movie) for movie in listed]
         for by, messages, schema in [
             ("profile", prompts.ranking_prompt(text, letters, table), ranking.RankingReply),
-            ("history", second(), ranking.LetterRanking),
-            ("profile", second(profile_text=text), ranking.LetterRanking),
+            ("history", second(), LetterRanking),
+            ("profile", second(profile_text=text), LetterRanking),
         ]:
             said = answer(self.store, messages, schema)
             read = ranking.read_ranking(said, len(shown), back)

@@ -1,11 +1,7 @@
 """Plumbing for the notebook series, and what an earlier notebook already taught."""
 
 import os
-import sys
-from pathlib import Path
 
 # For PyTorch, also in child processes: by default its threads burn a core while they wait, and
 # where a JVM or a second notebook needs that core it was measured to be sixty times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A kernel looks into the notebook's folder first: a learner's own random.py there hides no package.
-sys.path.sort(key=lambda folder: folder in ("", str(Path.cwd())))

@@ -83,11 +83,8 @@ def liked(user_history: pd.DataFrame) -> pd.DataFrame:
     """Return what of a :func:`history` has at least the user's own mean and 3 stars."""
     high = (user_history["deviation"] >= 0) & (user_history["rating"] >= LIKED_FROM)
     if not high.any():
-        raise NoCandidatesError(
-            f"This user liked none of {len(user_history)} rated movies (the best has "
-            f"{user_history['rating'].max():.1f} stars): a profile of likes cannot be written; "
-            "recommend popular movies instead."
-        )
+        n = len(user_history)
+        raise NoCandidatesError(f"This user liked none of {n} rated movies: choose another one.")
     return user_history.loc[high].reset_index(drop=True)
 
 

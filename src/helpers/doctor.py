@@ -12,8 +12,6 @@ from helpers import data, llm, local_model
 from helpers.settings import versions
 from helpers.spark import check_java, get_spark
 
-Checks = dict[str, Callable[[], object]]
-
 
 def answer() -> str:
     """Ask the LLM one small question, which is not stored already; return what came of it."""
@@ -59,7 +57,7 @@ def room(free: int, wanted: float = 1.7) -> str:
     return f"{free / 2**30:.1f} GB free"
 
 
-CHECKS: Checks = {
+CHECKS: dict[str, Callable[[], object]] = {
     "Packages": lambda: versions("pyspark", "openai", "pandas"),
     "Java": check_java,
     "Memory": lambda: room(psutil.virtual_memory().available),
@@ -72,7 +70,7 @@ CHECKS: Checks = {
 }
 
 
-def main(checks: Checks = CHECKS) -> int:
+def main(checks=CHECKS) -> int:
     """Print a line for each check and each fault once; return 1 if any FAILs, WARN is no fault."""
     faults: set[str] = set()
     for name, check in checks.items():

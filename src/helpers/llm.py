@@ -1,21 +1,18 @@
 """The plain OpenAI client, which can also answer from records, or by a small model of its own."""
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import httpx2
 import openai
-import pandas as pd
 from openai.lib._parsing._completions import type_to_response_format_param
 
 from helpers import answers, local_model, transport
-from helpers.answers import Body, Outcome, estimate_tokens
+from helpers.answers import Body, Outcome, estimate_tokens  # noqa: F401 (llm.estimate_tokens)
 from helpers.replies import Store
 from helpers.settings import Settings
-from helpers.transport import Budget, completion_limit
+from helpers.transport import Budget
 
-CommittedStore = Store  # of the course's replies, a folder
 PROVENANCE = "made by a Claude model from the prompt alone, see data/replies/README.md"
 KINDS: dict[type[Exception], str] = {
     transport.NoReply: "no_reply",
@@ -55,24 +52,10 @@ def describe(settings: Settings | None = None) -> str:
     if not sources and mode in ("auto", "local") and not local_model.missing():
         sources = [f"{local_model.MODEL}, a small LLM on this machine"]
     none = "none; lists keep the retriever's order and profiles are plain tables"
-    return f"LLM: {'; for the rest '.join(sources) or none}"
-
-
-def preview(bodies: Iterable[Body], settings: Settings | None = None) -> pd.Series:
-    """Say what a set of requests would take live, before any is sent; tokens are estimates."""
-    settings, bodies = settings or Settings.from_env(), list(bodies)
-    prompts = sum(estimate_tokens(body) for body in bodies)
-    most = sum(completion_limit(body) or settings.llm_reply_tokens for body in bodies)
-    price_in, price_out = settings.llm_price_in, settings.llm_price_out
-    dollars = (prompts * price_in + most * price_out) / 1e6 if price_in and price_out else None
-    told = {
-        "requests": len(bodies),
-        "prompt tokens (estimated)": prompts,
-        "completion tokens (at most)": most,
-        "cost (US dollars, at most)": "unknown" if dollars is None else f"{dollars:.4f}",
-        "token limit": settings.llm_max_tokens,
-    }
-    return pd.Series(told)
+    line = f"LLM: {'; for the rest '.join(sources) or none}"
+    half = mode == "auto" and (settings.llm_base_url or settings.llm_api_key or settings.llm_model)
+    missing = "; no server is asked, because OPENAI_BASE_URL or LLM_MODEL is not set"
+    return line + missing * bool(half)
 
 
 def connect(

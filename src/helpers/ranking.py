@@ -26,12 +26,6 @@ class RankingReply(BaseModel, extra="forbid"):
     ranking: list[RankedItem]
 
 
-class LetterRanking(BaseModel, extra="forbid"):
-    """The answer that the evaluation's prompt asks for: letters alone, which cost least."""
-
-    ranking: list[str]
-
-
 NamedRanking = create_model("NamedRanking", ranking=(list[Any], ...))  # text, numbers, objects
 Repairs = namedtuple("Repairs", "unknown repeated missing damage", defaults=[0] * 4)
 # Positions, best first, and reasons by position; of a failed one the order is the retriever's.

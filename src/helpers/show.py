@@ -35,10 +35,7 @@ def _template(name: str) -> Any:
 def table(
     frame: Frame, caption: str = "", *, digits: int | Mapping[Any, str] = 3, index: bool = True
 ) -> None:
-    """Display a table: cells wrap, all text is escaped, floats have ``digits`` decimals.
-
-    ``digits`` may also map columns to format strings; without ``index`` row labels are left out.
-    """
+    """Display a table, its text escaped; ``digits`` of floats, or a format for each column."""
     frame = pd.DataFrame(frame)
     if index and frame.index.name:  # as a heading like the others, not on a line of its own
         frame, index = frame.reset_index(), False

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -150,5 +151,6 @@ class RecordingTransport(httpx2.BaseTransport):
 
         response = self.budget.spend(form, send)
         if response.status_code in (400, 422, 501) and "messages" in form and "tools" not in form:
+            warnings.warn("The server refused a request and gets a plainer one.", stacklevel=2)
             response = self.budget.spend(plainer(form, response.text), send)
         return response

@@ -16,8 +16,15 @@ from scipy.stats import kendalltau
 from helpers import candidates, llm, prompts
 from helpers.audit import audit_profile, year_of
 from helpers.prompts import Messages, quote
-from helpers.ranking import READ, LetterRanking, Ranking, read_ranking
+from helpers.ranking import READ, Ranking, read_ranking
 from research import stats
+
+
+class LetterRanking(BaseModel, extra="forbid"):
+    """The answer that the evaluation's prompt asks for: letters alone, which cost least."""
+
+    ranking: list[str]
+
 
 HISTORY_SYSTEM = (
     "You rank movies for a viewer. Text between <history> and </history>, <profile> and </profile> "

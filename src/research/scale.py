@@ -30,19 +30,13 @@ from helpers.answers import Body, estimate_tokens
 from helpers.replies import Store, request_key
 from helpers.settings import Settings, SettingsError
 from helpers.transport import Budget, completion_limit
+from research.evaluation import LetterRanking
 
 RETRIES = 5
 """How often the SDK sends a request again after a 408, 409, 429, 5xx or a lost connection."""
 
 BATCH_REQUESTS = 40_000
 """Requests in one input file of the Batch API, which takes 50,000 and 200 MB, 5 kB a prompt."""
-
-
-class LocalStore(Store, contextlib.AbstractContextManager):
-    """A store for a ``with`` statement, as notebook 14 has it; no file stays open."""
-
-    def __exit__(self, *_: object) -> None:
-        """Do nothing."""
 
 
 class ToRank(NamedTuple):
@@ -164,7 +158,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def request_body(person: ToRank, options: Body | None = None) -> Body:
     """Return the request for a user as the evaluation of notebook 06 makes it, without a model."""
-    form = llm.response_format(ranking.LetterRanking)
+    form = llm.response_format(LetterRanking)
     return {"messages": person.messages, "response_format": form, **(options or {})}
 
 
@@ -215,7 +209,7 @@ def rank_users(
     paced = PacedClient(Pace(limits or Limits()), concurrency, settings.llm_timeout_s)
     client = llm.connect(settings, live=paced, budget=budget, store=store)
     client = client.with_options(max_retries=RETRIES)
-    options = {"model": llm.model(settings), "schema": ranking.LetterRanking, **options}
+    options = {"model": llm.model(settings), "schema": LetterRanking, **options}
 
     def rank(person: ToRank) -> Ranked:
         outcome = llm.ask(client, person.messages, letters=len(person.shown), **options)

@@ -17,6 +17,7 @@ import openai
 
 from helpers import llm, ranking
 from helpers.prompts import Messages, quote
+from research.evaluation import LetterRanking
 
 MAX_HISTORY = 20
 """Titles of the history in a prompt, as in the paper."""
@@ -134,7 +135,7 @@ def letter_distribution(
     kind, why = first.kind, first.why
     if first.response is not None and kind in ("ok", "truncated", "empty"):
         kind, why = "no_letters", "the server returned no probability for any of the letters"
-    second = llm.ask(client, list_prompt(messages, n), schema=ranking.LetterRanking, **options)
+    second = llm.ask(client, list_prompt(messages, n), schema=LetterRanking, **options)
     listed = ranking.read_ranking(second.text if second.kind in ranking.READ else None, n)
     if not listed.failed:
         repairs = sum(listed.repairs)

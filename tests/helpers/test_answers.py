@@ -12,8 +12,9 @@ from misbehaving_server import completion
 
 from conftest import ROOT
 from helpers import answers, prompts, replies
-from helpers.ranking import LetterRanking, RankingReply
+from helpers.ranking import RankingReply
 from research import bias
+from research.evaluation import LetterRanking
 from research.paradigm_prompts import CitedRanking, NamedMovies, Queries
 
 GOOD = json.dumps({"ranking": ["E", "D", "C"]})

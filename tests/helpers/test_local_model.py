@@ -19,6 +19,7 @@ from helpers import llm, local_model, prompts, ranking
 from helpers.replies import Store
 from helpers.settings import Settings
 from research import verbalizer
+from research.evaluation import LetterRanking
 
 pytestmark = pytest.mark.skipif(bool(local_model.missing()), reason=local_model.missing())
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -80,7 +81,7 @@ def test_a_tight_schema_gives_every_letter_a_place_and_every_text_an_end(project
 def test_the_plain_client_parses_a_schema(project):
     likes = [{"role": "user", "content": "I like Alien (1979) and Heat (1995). Answer as JSON."}]
     with llm.connect(project, local=True) as client:
-        asked = {"model": "any", "response_format": ranking.LetterRanking, "messages": likes}
+        asked = {"model": "any", "response_format": LetterRanking, "messages": likes}
         choice = client.chat.completions.parse(**asked).choices[0]
     assert choice.finish_reason == "stop" and choice.message.parsed.ranking
 

@@ -24,6 +24,7 @@ from conftest import ROOT  # noqa: E402
 from helpers import llm, local_model, prompts, ranking  # noqa: E402
 from helpers.settings import Settings  # noqa: E402
 from research import embeddings, language_model, llamarec, verbalizer  # noqa: E402
+from research.evaluation import LetterRanking  # noqa: E402
 from research.training import ModelError  # noqa: E402
 from research.verbalizer_torch import LetterQuestion, Verbalizer  # noqa: E402
 
@@ -212,9 +213,7 @@ def test_a_schema_and_logprobs_that_it_passes_over_are_noticed(served):
         outcome = llm.ask(client, asked, schema=ranking.RankingReply, letters=2, **options)
         found = verbalizer.letter_distribution(client, letter, 5, **options)
         with pytest.raises(ValueError, match="Invalid JSON"):
-            client.chat.completions.parse(
-                messages=PARIS, response_format=ranking.LetterRanking, **options
-            )
+            client.chat.completions.parse(messages=PARIS, response_format=LetterRanking, **options)
     assert outcome.kind in ("unreadable", "truncated", "repetition") and outcome.value is None
     assert found.kind == "no_letters" and found.path in ("json", "none")
     assert "no probability for any of the letters" in found.why

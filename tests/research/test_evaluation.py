@@ -15,6 +15,7 @@ from helpers import llm, metrics, prompts, ranking
 from helpers.replies import Store
 from helpers.settings import Settings
 from research import evaluation
+from research.evaluation import LetterRanking
 
 LISTS = pd.DataFrame(
     {"userId": np.repeat([1, 2, 3], 3), "rank": [1, 2, 3] * 3, "movieId": [10, 11, 12] * 3}
@@ -39,7 +40,7 @@ def record(settings, texts, seed=None):
     for user, text in texts.items():
         body = {
             "messages": requests_of()[user][1],
-            "response_format": llm.response_format(ranking.LetterRanking),
+            "response_format": llm.response_format(LetterRanking),
         }
         if seed is not None:
             body["seed"] = seed

@@ -16,10 +16,11 @@ import pytest
 from slow_server import slow_server
 
 from conftest import ROOT
-from helpers import llm, ranking
-from helpers.replies import request_key
+from helpers import llm
+from helpers.replies import Store, request_key
 from helpers.settings import Settings, SettingsError
 from research import scale
+from research.evaluation import LetterRanking
 
 SHOWN = [10, 20, 30]
 MANY = int(os.environ.get("SCALE_USERS", "600"))
@@ -42,13 +43,13 @@ def settings_for(url: str | None, **more: str) -> Settings:
 
 def rank(people, url, tmp_path, **options):
     options = {"progress": False, "max_completion_tokens": 40, **options}
-    with scale.LocalStore(tmp_path / "replies.jsonl") as store:
-        return list(scale.rank_users(people, settings_for(url), store=store, **options))
+    store = Store(tmp_path / "replies.jsonl")
+    return list(scale.rank_users(people, settings_for(url), store=store, **options))
 
 
 def stored(tmp_path) -> set[int]:
-    with scale.LocalStore(tmp_path / "replies.jsonl") as store:
-        texts = [reply.request["messages"][-1]["content"] for reply in store.all()]
+    store = Store(tmp_path / "replies.jsonl")
+    texts = [reply.request["messages"][-1]["content"] for reply in store.all()]
     return {int(text.split()[1]) for text in texts}
 
 
@@ -151,8 +152,8 @@ def test_users_are_taken_only_as_far_ahead_as_requests_go(tmp_path):
             taken.append(len(taken))
             yield user(taken[-1])
 
-    with slow_server(0.01) as server, scale.LocalStore(tmp_path / "replies.jsonl") as store:
-        job = {"store": store, "concurrency": 4, "progress": False}
+    with slow_server(0.01) as server:
+        job = {"store": Store(tmp_path / "replies.jsonl"), "concurrency": 4, "progress": False}
         results = scale.rank_users(endless(), settings_for(server.url), **job)
         with contextlib.closing(results) as stream:
             for given, _ in enumerate(stream, 1):
@@ -167,7 +168,7 @@ def test_users_are_taken_only_as_far_ahead_as_requests_go(tmp_path):
 
 def test_replies_are_those_of_the_evaluation(tmp_path):
     body = scale.request_body(user(1))
-    assert body["response_format"] == llm.response_format(ranking.LetterRanking)
+    assert body["response_format"] == llm.response_format(LetterRanking)
     with slow_server(0.02) as server:
         rank(users(2), server.url, tmp_path)
         assert {r.source for r in rank(users(2), server.url, tmp_path)} == {"store"}
@@ -180,15 +181,14 @@ def test_replies_are_those_of_the_evaluation(tmp_path):
 
 JOB = """
 import sys
-from pathlib import Path
+from helpers.replies import Store
 from research import scale
 users = (
     (user, [10, 20, 30], [{"role": "user", "content": f"user {user} "}])
     for user in range(int(sys.argv[2]))
 )
-with scale.LocalStore(Path(sys.argv[1])) as store:
-    for ranked in scale.rank_users(users, store=store, progress=False):
-        print(ranked.user, ranked.kind, ranked.source, flush=True)
+for ranked in scale.rank_users(users, store=Store(sys.argv[1]), progress=False):
+    print(ranked.user, ranked.kind, ranked.source, flush=True)
 """
 
 
@@ -255,8 +255,7 @@ def test_batches_are_files_of_the_api_and_say_what_to_ask_again(tmp_path):
     (tmp_path / "b" / "batch-0001.output.jsonl").write_text("\n".join(output))
     output = [reply_to(line) for line in [*second, {"custom_id": "a stranger"}]]
     (tmp_path / "b" / "batch-0002.output.jsonl").write_text("\n".join(output))
-    with scale.LocalStore(tmp_path / "replies.jsonl") as store:
-        report = scale.import_batches(tmp_path / "b", store)
+    report = scale.import_batches(tmp_path / "b", Store(tmp_path / "replies.jsonl"))
     assert report.imported == 6 and set(report.again) == {2, 3, 8, 9, 99}
     assert "no JSON" in report.again[2] and "expired" in report.again[3]
     assert "5 users to ask for again" in str(report)

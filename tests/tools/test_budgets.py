@@ -1,8 +1,4 @@
-"""The house stays small: lines are counted, comments and docstrings included.
-
-The goal for ``helpers`` is 1,600 lines, for ``research`` 5,000, for ``tools`` 2,000. The last two
-are reached; for ``helpers`` the limit here is what is reached.
-"""
+"""The house stays small: lines are counted, comments and docstrings included."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ import pytest
 
 from conftest import ROOT
 
-PACKAGES = [("helpers", 2_040, 250), ("research", 5_000, 450)]
+PACKAGES = [("helpers", 1_600, 250), ("research", 5_000, 450)]
 SUBJECTS = [("helpers", "src/helpers"), ("research", "src/research"), ("tools", "tools")]
 
 
