@@ -6,17 +6,17 @@ Drafts, fences, prose and unknown keys are dropped; the last value of the schema
 import contextlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import json_repair
+from jsonschema import Draft202012Validator
 from openai.types.chat import ChatCompletion
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel
 
 Body = dict[str, Any]  # of a request or a response
 MAX_CHARACTERS, MAX_DAMAGED, MAX_VALUES = 50_000, 8000, 50  # so that a hostile text takes no time
-_DRAFT = re.compile(r"\A.*[<[]/think[]>]|[<[]think[]>].*", re.DOTALL | re.IGNORECASE)
+_DRAFT = re.compile(r"\A.*[<[]/think\w*[]>]|[<[]think\w*[]>].*", re.DOTALL | re.IGNORECASE)
 _JSON = re.compile(r"""\{\s*\}|\{\s*["'“]?\w+["'”]?\s*:|\[\s*["'“{\[\d]""")  # the rest is prose
 _REPEATED = re.compile(r"(.{1,80}?)\1{5,}+\W*+\w{0,80}+$", re.DOTALL)
 
@@ -47,12 +47,9 @@ class Outcome:
 
 def read(text: str | None, schema: type[BaseModel]) -> Outcome:
     """Read a value of a pydantic class from a text, or say why it is ``unreadable``."""
-    final = _DRAFT.sub("", text or "").strip()[-MAX_CHARACTERS:]
+    final = _DRAFT.sub("", text or "").strip()
     why = "the answer holds no JSON" if final else "the answer is empty, or stops inside its draft"
-    for value, repairs in reversed(list(_values(final))[-MAX_VALUES:]):
-        if isinstance(value, list):  # it may stand for the object whose only field it is
-            fields = schema.model_json_schema().get("properties", {})
-            value = dict.fromkeys(fields, value) if len(fields) == 1 else value
+    for value, repairs in _values(final, schema.model_json_schema()):
         try:
             found = schema.model_validate(value, extra="ignore")
             return Outcome(text, "ok", value=found, repairs=repairs)
@@ -62,8 +59,9 @@ def read(text: str | None, schema: type[BaseModel]) -> Outcome:
     return Outcome(text, "unreadable", why)
 
 
-def _values(text: str) -> Iterator[tuple[Any, int]]:
-    """Yield the JSON values of a text in their order, the last one repaired if it is damaged."""
+def _values(text: str, shape: Body) -> list[tuple[Any, int]]:
+    """Return the JSON values of a text, the last first, lists last; the last may be repaired."""
+    text, fields, found = text[-MAX_CHARACTERS:], list(shape.get("properties", ())), []
     match = _JSON.search(text)
     while match:
         try:
@@ -71,10 +69,14 @@ def _values(text: str) -> Iterator[tuple[Any, int]]:
         except (ValueError, RecursionError):
             damaged = text[match.start() :].partition("```")[0][:MAX_DAMAGED]
             with contextlib.suppress(ValueError, RecursionError):
-                yield json_repair.loads(damaged, skip_json_loads=True), 1
-            return
-        yield value, 0
+                found.append((json_repair.loads(damaged, skip_json_loads=True), 1))
+            break
+        found.append((value, 0))
         match = _JSON.search(text, end)
+    found = sorted(found[: -MAX_VALUES - 1 : -1], key=lambda each: isinstance(each[0], list))
+    if len(fields) == 1:  # a list may stand for the object whose only field it is
+        found = [({fields[0]: v} if isinstance(v, list) else v, n) for v, n in found]
+    return found
 
 
 def estimate_tokens(body: Body) -> int:
@@ -92,9 +94,11 @@ def outcome_of(response: Any, source: str = "", messages: list[Body] | None = No
         choice, model = response["choices"][0], str(response.get("model") or "")
         message, finish = choice["message"], choice.get("finish_reason")
         text, refusal = message.get("content"), message.get("refusal")
+        if isinstance(text, list):  # in parts
+            text = "".join(part.get("text") or "" for part in text)
         logprobs = choice.get("logprobs")  # of an answer in one token, which needs no text
         taken = int((response.get("usage") or {}).get("prompt_tokens") or 0)
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError, OverflowError):
         why = f"no chat completion, check OPENAI_BASE_URL: {str(response)[:200]!r}"
         return Outcome(None, "malformed", why, source=source)
     text, kind, why = None if text is None else str(text), "ok", ""
@@ -119,6 +123,8 @@ def usable(body: Body, response: Any) -> str:
     schema = ((body.get("response_format") or {}).get("json_schema") or {}).get("schema")
     if not schema or outcome.kind != "ok":
         return outcome.why
-    required = enumerate(schema.get("required", ()))  # enough to tell another answer from this
-    fields: Any = {f"field_{number}": (Any, Field(alias=name)) for number, name in required}
-    return read(outcome.text, create_model("Required", **fields)).why
+    validator = Draft202012Validator(schema)
+    for value, _ in _values(_DRAFT.sub("", outcome.text or ""), schema):
+        if {f.validator for f in validator.iter_errors(value)} <= {"additionalProperties"}:
+            return ""
+    return "the answer does not fit its schema"

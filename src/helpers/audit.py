@@ -15,8 +15,7 @@ GENRE_WORDS = {
     "rom-com": "Romance", "sci-fi": "Sci-Fi", "science fiction": "Sci-Fi", "thriller": "Thriller",
     "war(?!m)": "War", "western": "Western",
 }  # fmt: skip
-# Words by which a sentence about taste turns into one about the person. Lower case only: a title
-# such as Children of Men may be cited.
+# Words about the person, not the taste; in lower case, for Children of Men may be cited.
 PERSON = re.compile(
     r"\b(?:wom[ae]n|m[ae]n|female|male|girl|boy|lady|mother|father|parent|husband|wife|married|"
     r"gender|aged?|teenager|years? old|born|lives? in|grew up|occupation|profession(?:al)?|job|"
@@ -45,10 +44,8 @@ def year_of(title: str) -> int | None:
 def audit_profile(profile: Profile, liked: pd.DataFrame, disliked: pd.DataFrame) -> pd.DataFrame:
     """Check every claim: a row each, the summary first: ``field, claim, movie_ids, verdict, why``.
 
-    A claim is flagged when it cites no movie, cites one outside the list it may cite from, names
-    genres or years that fewer than half of its cited movies have, or speaks of the person.
-    What passes is ``confirmed`` where the catalogue could confirm it (genres, years), else
-    ``cited``: the movies are real, the reading of them is the LLM's.
+    Flagged: no movie cited, one outside its list, genres or years that fewer than half of them
+    have, words about the person. Else ``confirmed`` by genres or years, or merely ``cited``.
     """
     person = _person(profile.summary)
     rows = [("summary", profile.summary, [], "flagged" if person else "cited", person)]
@@ -90,10 +87,7 @@ def _judged(field: str, claim: Claim, allowed: pd.DataFrame) -> tuple[str, str]:
 
 
 def taste_table(rated: pd.DataFrame, at_least: int = 3) -> pd.DataFrame:
-    """Return what a user's genres and decades deviate from the mean in stars, without an LLM.
-
-    Columns: ``kind`` (genre or decade), ``name``, ``movies``, ``mean_deviation``; best first.
-    """
+    """Return ``kind`` (genre or decade), ``name``, ``movies``, ``mean_deviation`` in stars."""
     genres = rated.assign(kind="genre", name=rated["genres"].str.split("|")).explode("name")
     genres = genres.loc[~genres["name"].isin(["(no genres listed)", "unknown"])]
     years = rated["title"].map(year_of).astype(float)

@@ -3,7 +3,6 @@
 import random
 import sys
 import tempfile
-from collections.abc import Callable
 
 import psutil
 from pydantic import create_model
@@ -57,7 +56,7 @@ def room(free: int, wanted: float = 1.7) -> str:
     return f"{free / 2**30:.1f} GB free"
 
 
-CHECKS: dict[str, Callable[[], object]] = {
+CHECKS = {
     "Packages": lambda: versions("pyspark", "openai", "pandas"),
     "Java": check_java,
     "Memory": lambda: room(psutil.virtual_memory().available),

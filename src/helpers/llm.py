@@ -111,5 +111,5 @@ def fault_of(error: Exception) -> Outcome:
     """Return the outcome that one of :data:`FAULTS` stands for."""
     kind = next((kind for fault, kind in KINDS.items() if isinstance(error, fault)), "malformed")
     hints = {"timeout": "raise LLM_TIMEOUT_S", "connection": "check OPENAI_BASE_URL"}
-    why = f"{error} {error.__cause__ or ''} {hints.get(kind, '')}"
-    return Outcome(None, kind, " ".join(why.split())[:300])
+    why = filter(None, (str(error).rstrip("."), str(error.__cause__ or ""), hints.get(kind)))
+    return Outcome(None, kind, " ".join("; ".join(why).split())[:300])

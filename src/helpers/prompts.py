@@ -1,7 +1,4 @@
-"""The prompts of notebooks 04 and 05, in ``templates`` (the system's, ``---``, the user's words).
-
-Titles, genres and tags are untrusted: they pass :func:`quote` before they enter a prompt.
-"""
+"""The prompts of 04 and 05, in ``templates`` (the system's, ``---``, the user's words)."""
 
 import json
 import random

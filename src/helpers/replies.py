@@ -12,9 +12,8 @@ from pathlib import Path
 
 from helpers.answers import Body
 
-CONTENT = (
-    "messages", "input", "response_format", "tools", "tool_choice", "n", "logprobs", "stop", "seed",
-)  # fmt: skip
+CONTENT = ["messages", "input", "response_format", "tools", "tool_choice"]
+CONTENT += ["n", "logprobs", "stop", "seed"]
 """Fields that decide what is asked, with the caller's limit, at which an answer is cut."""
 SCHEMA_NOTES = {"title", "description", "default", "examples"}  # differ between pydantic versions
 

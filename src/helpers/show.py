@@ -78,9 +78,8 @@ def story(
 ) -> str:
     """Display, and return as HTML, one user's favourites, profile (A), candidates (B) and ranking.
 
-    ``rated`` is a :func:`helpers.candidates.history`, ``claims`` an audited profile; ``ranked``
-    (``movieId, title, reason``) is best first, ``retriever`` its movieIds in the retriever's order
-    (others move nothing), and ``support`` the ratings of each of :data:`ARTICLE_TEN`.
+    ``rated``: a history; ``claims``: an audited profile; ``ranked``: ``movieId, title, reason``;
+    ``retriever``: its order of these movieIds; ``support``: ratings of :data:`ARTICLE_TEN`.
     """
     macros = _template("story.html").module
     page = macros.story(rated, claims, ranked, list(retriever), support or {}, who)

@@ -42,7 +42,7 @@ def check_java() -> int:
 
 
 def get_spark(settings: Settings | None = None) -> SparkSession:
-    """Return the running session, or start one (where: docs/running.md); raises RuntimeError."""
+    """Return the running session, or start one; RuntimeError or (Java) OSError says why not."""
     settings = settings or Settings.from_env()
     master, remote, cache = settings.spark_master, settings.spark_remote, settings.cache_dir
     options = OPTIONS | {f"spark.{name}": str(settings.spark_partitions) for name in COUNTS}

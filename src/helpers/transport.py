@@ -31,7 +31,7 @@ class OverBudget(openai.OpenAIError):
 def completion_limit(body: Body) -> int:
     """Return the most completion tokens a request may take, 0 where it sets no limit."""
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or 0
-    return limit * (body.get("n") or 1)
+    return int(limit) * (body.get("n") or 1)
 
 
 class Budget:
@@ -52,14 +52,20 @@ class Budget:
         with self._lock:
             if most > (left := self.limit - self.spent_tokens):
                 why = f"Not sent: it may take {most} tokens of the {left} that are left"
-                raise OverBudget(f"{why}: raise LLM_MAX_TOKENS or lower LLM_REPLY_TOKENS.")
+                raise OverBudget(f"{why}: raise LLM_MAX_TOKENS (or LLM_BUDGET_USD).")
             self.spent_tokens += most
-        response = send(body)
-        with contextlib.suppress(LookupError, TypeError, ValueError, RecursionError):
-            took = int(response.json()["usage"]["total_tokens"])
-        with self._lock:
-            self.spent_tokens += (took if response.is_success else 0) - most
-        return response
+        try:
+            response = send(body)
+            with contextlib.suppress(LookupError, TypeError, ValueError, RecursionError):
+                took = max(0, int(response.json()["usage"]["total_tokens"])) or most
+            took *= response.is_success
+            return response
+        except httpx2.ConnectError:  # nothing was sent
+            took = 0
+            raise
+        finally:
+            with self._lock:
+                self.spent_tokens += took - most
 
 
 def tightened(body: Body, letters: int, *, texts: bool = False) -> Body:

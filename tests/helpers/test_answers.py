@@ -23,7 +23,8 @@ DRAFT = 'First idea: ["A", "B", "C"]. No, E is best.'
 
 @pytest.mark.parametrize(
     "text",
-    [f"<think>{DRAFT}</think>{GOOD}", f"[THINK]{DRAFT}[/THINK]{GOOD}", f"{DRAFT}</think>{GOOD}",
+    [f"<thinking>{DRAFT}</thinking>{GOOD}", f"[THINK]{DRAFT}[/THINK]{GOOD}",
+     f"{DRAFT}</think>{GOOD}", f'{GOOD} Not ["A", "B"].', f"{GOOD} Note [1]: by fit.",
      f"<think>{DRAFT} <think>{DRAFT}</think>{GOOD}", f'First ["A", "B"], then {GOOD}',
      'First ["A", "B", "C"]. Final: ["E", "D", "C"]', f"```json\n{GOOD}\n```", f"```json\n{GOOD}",
      f"Sure [of it] {{I am}}!\n{GOOD}\nEnjoy [REC] (2007) {{}} [].", "\ufeff" + GOOD,

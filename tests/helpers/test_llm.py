@@ -196,7 +196,7 @@ def test_the_servers_own_words_are_kept_but_no_key(offline, status, error, kind,
     assert KEY not in outcome.why and len(outcome.why) < 301
 
 
-@pytest.mark.parametrize("text", ['{"genres": ["Romance"]}', "I cannot."])
+@pytest.mark.parametrize("text", ['{"genres": ["Romance"]}', "I cannot.", '{"ranking": "A"}'])
 def test_an_answer_of_another_schema_is_not_stored(offline, text):
     with serve(("ok", completion(text)), ("ok", completion(RANKED))) as server:
         settings = live(offline, server)
@@ -211,7 +211,7 @@ def test_every_request_carries_the_limit_that_is_set_aside_for_it(offline):
         ask(live(offline, server, llm_reply_tokens=700))
         ask(live(offline, server), max_tokens=50)
         outcome = ask(live(offline, server, llm_max_tokens=1100), seed=1)
-    assert outcome.kind == "budget" and "LLM_REPLY_TOKENS" in outcome.why
+    assert outcome.kind == "budget" and "LLM_MAX_TOKENS" in outcome.why
     assert [b.get("max_completion_tokens") for b in server.requests] == [700, None]
     assert server.requests[1]["max_tokens"] == 50
 
@@ -231,7 +231,8 @@ def test_eight_threads_never_go_over_the_limit(offline):
 @pytest.mark.parametrize(
     ("step", "spent"),
     [(("sleep", 1.0), 108), ("cut", 108), (("raw", b"<html>"), 108), (("reply", (503, b"no")), 0),
-     (("ok", completion("fine")), 18), (("ok", completion("fine", usage=False)), 108)],
+     (("ok", completion("fine")), 18), (("ok", completion("fine", usage=False)), 108),
+     (("ok", completion("fine") | {"usage": {"total_tokens": 0}}), 108)],
 )  # fmt: skip
 def test_what_a_request_took_is_counted_and_an_unknown_answer_in_full(offline, step, spent):
     with serve(step) as server:
@@ -240,6 +241,17 @@ def test_what_a_request_took_is_counted_and_an_unknown_answer_in_full(offline, s
         with llm.connect(settings, budget=budget).with_options(max_retries=0) as client:
             llm.ask(client, MESSAGES, model="served", max_tokens=100)
     assert budget.spent_tokens == spent
+    with llm.connect(settings, budget=budget).with_options(max_retries=0) as client:  # it is gone
+        asked = {"model": "served", "max_tokens": 100, "seed": 1}
+        assert llm.ask(client, MESSAGES, **asked).kind == "connection"
+    assert budget.spent_tokens == spent
+
+
+def test_an_answer_in_parts_is_one_text(offline):
+    parts = completion("")
+    parts["choices"][0]["message"]["content"] = [{"type": "text", "text": t} for t in ("fi", "ne")]
+    with serve(("ok", parts)) as server:
+        assert ask(live(offline, server)).text == "fine"
 
 
 def test_dollars_need_prices_and_limit_the_tokens_too(offline):
