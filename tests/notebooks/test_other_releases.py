@@ -83,6 +83,10 @@ def homes(tmp_path_factory):
         if name not in made:
             home = tmp_path_factory.mktemp(name)
             shutil.copytree(ROOT / "data" / "sample", home / "data" / "sample")
+            (home / "data" / "results").mkdir()
+            shutil.copy(
+                ROOT / "data" / "results" / "05_story_user_12.csv", home / "data" / "results"
+            )
             folder = MADE_UP[name](home / "mine" / name)
             made[name] = {"HELPERS_HOME": str(home), "MOVIELENS_DIR": str(folder)}
         return made[name]
