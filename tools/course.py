@@ -54,7 +54,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     )
     code = [(i, cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     with client.setup_kernel():  # client.execute() would take Ctrl-C for itself
-        for number, (index, cell) in enumerate(tqdm(code, path.stem, unit="cell"), 1):
+        for n, (index, cell) in enumerate(tqdm(code, path.stem, unit="cell", mininterval=0), 1):
             try:
                 client.execute_cell(cell, index)
             except KeyboardInterrupt:
@@ -64,7 +64,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
                 why = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else str(error)
                 why = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", why).split())[:300].rstrip(": ")
                 first = cell.source.strip().splitlines()[0][:60]
-                place = f"code cell {number} of {len(code)} ({first})"
+                place = f"code cell {n} of {len(code)} ({first})"
                 raise lessons.LessonError(f"{path.name}, {place}: {why}") from error
         client.set_widgets_metadata()
     for cell in notebook.cells:  # a line may come in pieces, and what goes to stderr between them
