@@ -23,7 +23,6 @@ KINDS: dict[type[Exception], str] = {
     openai.APIStatusError: "rejected",
     openai.APIConnectionError: "connection",
 }
-FAULTS = (openai.OpenAIError,)  # what a request can raise
 
 
 def is_live(settings: Settings) -> bool:
@@ -98,7 +97,7 @@ def ask(
     try:
         create: Any = client.chat.completions.with_raw_response.create
         response = create(messages=messages, **options).http_response
-    except FAULTS as error:
+    except openai.OpenAIError as error:
         return fault_of(error)
     outcome = answers.outcome_of(response.text, response.headers[transport.SOURCE], messages)
     if schema is None or outcome.kind != "ok":
@@ -108,8 +107,9 @@ def ask(
 
 
 def fault_of(error: Exception) -> Outcome:
-    """Return the outcome that one of :data:`FAULTS` stands for."""
+    """Return the outcome that an OpenAIError stands for."""
     kind = next((kind for fault, kind in KINDS.items() if isinstance(error, fault)), "malformed")
     hints = {"timeout": "raise LLM_TIMEOUT_S", "connection": "check OPENAI_BASE_URL"}
-    why = filter(None, (str(error).rstrip("."), str(error.__cause__ or ""), hints.get(kind)))
-    return Outcome(None, kind, " ".join("; ".join(why).split())[:300])
+    body = "" if " - " in str(error) else getattr(error, "body", None) or ""  # no message in it
+    why = (str(error).rstrip("."), str(body), str(error.__cause__ or ""), hints.get(kind))
+    return Outcome(None, kind, " ".join("; ".join(filter(None, why)).split())[:300])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import openai
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -127,7 +128,7 @@ def _server(model: str, settings: Settings) -> Embed:
         try:
             reply = client.embeddings.create(model=model, input=texts, encoding_format="float")
             return [row.embedding for row in sorted(reply.data, key=lambda row: row.index)]
-        except llm.FAULTS as error:
+        except openai.OpenAIError as error:
             why = llm.fault_of(error).why
         except (AttributeError, TypeError, ValueError) as error:  # of reading the answer
             why = f"what came cannot be read ({type(error).__name__})"
