@@ -257,7 +257,7 @@ def test_batches_are_files_of_the_api_and_say_what_to_ask_again(tmp_path):
     (tmp_path / "b" / "batch-0002.output.jsonl").write_text("\n".join(output))
     report = scale.import_batches(tmp_path / "b", Store(tmp_path / "replies.jsonl"))
     assert report.imported == 6 and set(report.again) == {2, 3, 8, 9, 99}
-    assert "no JSON" in report.again[2] and "expired" in report.again[3]
+    assert "schema" in report.again[2] and "expired" in report.again[3]
     assert "5 users to ask for again" in str(report)
     with pytest.raises(FileExistsError, match="new folder"):
         scale.write_batches(users(1), tmp_path / "b", "served")
