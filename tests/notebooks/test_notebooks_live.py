@@ -150,6 +150,7 @@ def runs(home):
 
         @functools.cache
         def run(number):
+            (home / "data" / "cache" / "replies.jsonl").unlink(missing_ok=True)  # of other runs
             (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
             cells = [
                 new_code_cell(cell.source)

@@ -12,12 +12,10 @@ from types import SimpleNamespace
 from urllib.parse import parse_qs, urlparse
 
 import colab
-import course
 import lessons
 import nbformat
 import publish
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 
 from conftest import ROOT, copy_working_tree
 
@@ -275,16 +273,6 @@ def test_a_set_up_cell_has_five_lines_and_is_collapsed(path):
     assert len(lines) == 5 and lines[-1].startswith("print(versions(")
     assert 'missing? Say "make lab"' in lines[3]  # IPython shows the failing line with its remark
     assert cell.metadata["jupyter"]["source_hidden"]
-
-
-def test_files_beside_a_notebook_hide_no_package(tmp_path):
-    for name in ("random", "data", "openai", "pyspark", "pandas", "json"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')")
-    (tmp_path / "mine.py").write_text("answer = 42")
-    own = new_code_cell("import json, random, openai, mine; print(mine.answer)")
-    path = tmp_path / "own.ipynb"
-    nbformat.write(new_notebook(cells=[*lessons.cells(NOTEBOOKS[0], "setup"), own]), path)
-    assert course.execute(path).cells[1].outputs[0].text == "42\n"
 
 
 @pytest.mark.parametrize(
