@@ -52,9 +52,9 @@ def describe(settings: Settings | None = None) -> str:
         sources = [f"{local_model.MODEL}, a small LLM on this machine"]
     none = "none; lists keep the retriever's order and profiles are plain tables"
     line = f"LLM: {'; for the rest '.join(sources) or none}"
-    half = mode == "auto" and (settings.llm_base_url or settings.llm_api_key or settings.llm_model)
-    missing = "; no server is asked, because OPENAI_BASE_URL or LLM_MODEL is not set"
-    return line + missing * bool(half)
+    if mode == "auto" and (settings.llm_base_url or settings.llm_api_key or settings.llm_model):
+        line += "; no server is asked, because OPENAI_BASE_URL or LLM_MODEL is not set"
+    return line
 
 
 def connect(
@@ -67,15 +67,15 @@ def connect(
 ) -> openai.OpenAI:
     """Return the OpenAI client; with ``local`` a small model answers what no record answers."""
     settings = settings or Settings.from_env()
-    asks, mode = is_live(settings), settings.llm_mode
-    live = live or httpx2.Client(follow_redirects=True, timeout=settings.llm_timeout_s)
+    asks, mode, wait = is_live(settings), settings.llm_mode, settings.llm_timeout_s
+    live = (live or httpx2.Client(follow_redirects=True, timeout=wait)) if asks else None
     local = (mode == "local" or (local and mode == "auto")) and not local_model.missing()
     budget, store = budget or Budget(settings), store or Store(settings.cache_dir / "replies.jsonl")
-    under = transport.RecordingTransport(settings, live if asks else None, budget, store, local)
+    under = transport.RecordingTransport(settings, live, budget, store, local)
     return openai.OpenAI(
         api_key=settings.llm_api_key or "no-key",
         base_url=settings.llm_base_url or "https://api.openai.com/v1",  # the SDK's own may be ""
-        timeout=settings.llm_timeout_s,
+        timeout=wait,
         http_client=httpx2.Client(transport=under),
     )
 

@@ -202,11 +202,11 @@ def rank_users(
         budget: the hard limit of this job (default: the one of ``settings``).
         progress: show a bar, with the tokens spent so far.
         options: go into every request (``temperature``, ``max_completion_tokens``, ``seed``).
-
     """
     settings = settings or Settings.from_env()
     budget = budget or Budget(settings)
-    paced = PacedClient(Pace(limits or Limits()), concurrency, settings.llm_timeout_s)
+    pace, timeout_s = Pace(limits or Limits()), settings.llm_timeout_s
+    paced = PacedClient(pace, concurrency, timeout_s) if llm.is_live(settings) else None
     client = llm.connect(settings, live=paced, budget=budget, store=store)
     client = client.with_options(max_retries=RETRIES)
     options = {"model": llm.model(settings), "schema": LetterRanking, **options}
@@ -231,7 +231,8 @@ def rank_users(
     finally:  # answers under way are paid for, and are waited for
         pool.shutdown(cancel_futures=True)
         bar.close()
-        paced.close()
+        if paced is not None:
+            paced.close()
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
