@@ -25,9 +25,10 @@ READY := $(VENV)/.ready
 EXTRA := $(VENV)/.ready-llamarec
 TOOLS := $(VENV)/.ready-tools
 PIP := $(BIN)/python -m pip install --quiet
-TEST := $(BIN)/python -m pytest
+# Short jobs: the JVM's first compiler is enough for them and takes a third less processor time.
+TEST := JDK_JAVA_OPTIONS=-XX:TieredStopAtLevel=1 $(BIN)/python -m pytest
 NBVAL := LLM_MODE=recorded MOVIELENS_DOWNLOAD=0 PYTHONPATH=tests/support $(TEST) -n 2 \
-	-p notebook_claims --nbval-cell-timeout=1200 \
+	--no-loadscope-reorder -p notebook_claims --nbval-cell-timeout=1200 \
 	--nbval-sanitize-with tests/support/nbval_sanitize.cfg
 .PHONY: help run lab page doctor check test test-release slides copies site bench bench-scale lock clean
 help: ; @sed -n 's/^#: //p' Makefile

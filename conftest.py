@@ -13,6 +13,11 @@ def pytest_collectstart(collector):
         collector.skip_compare += ("stderr",)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the longest notebook, so that no process works through it alone at the end."""
+    items.sort(key=lambda item: "08_llamarec.ipynb" not in item.nodeid)
+
+
 def group_of(test: str) -> str:
     """Return the group of a test's id: the tests that one process runs, in their order.
 

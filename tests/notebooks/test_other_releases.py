@@ -98,6 +98,7 @@ def told(number: str) -> str:
     """Run a notebook; return what it printed, columns close together, and its alt texts."""
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
     notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [c for c in notebook.cells if "solution" not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source += "\n" + PARAMETERS[number]
