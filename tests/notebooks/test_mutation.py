@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from nbformat.v4 import new_code_cell
+from short_runs import execute
 
 from conftest import ROOT, save_sample_results
 
@@ -45,11 +43,6 @@ BROKEN = {
     "05 explicit": (CORRUPT_FIT, "explicit ALS predicts no more stars"),
     "05 implicit": (CORRUPT_IMPLICIT_FIT, "implicit ALS does not place"),
 }
-# Small grids: what is searched does not matter here.
-PARAMETERS = {
-    "02": "RANKS, REGS = [6, 8], [0.1, 0.2, 0.4]",
-    "03": "IMPLICIT_RANKS, ALPHAS = [8], [0.5, 1.0]",
-}
 
 
 @pytest.fixture
@@ -63,27 +56,12 @@ def home(monkeypatch, settings, tmp_path):
     monkeypatch.setenv("LLM_MODE", "recorded")
 
 
-def execute(number, broken):
-    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.source += "\n" + PARAMETERS.get(number, "")
-    notebook.cells = [c for c in notebook.cells if "solution" not in c.metadata.get("tags", [])]
-    notebook.cells.insert(0, new_code_cell(broken))
-    claims = ROOT / "tests" / "notebooks" / "claims" / f"{number}.py"
-    notebook.cells.append(new_code_cell(claims.read_text(encoding="utf-8")))
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3",
-        resources={"metadata": {"path": str(path.parent)}},
-    ).execute()  # fmt: skip
-
-
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_corrupted_model_fails_an_assertion(case):
     """The sound models pass all of them, in the run of the notebooks on the sample."""
     broken, said = BROKEN[case]
+    claims = ROOT / "tests" / "notebooks" / "claims" / f"{case[:2]}.py"
     with pytest.raises(CellExecutionError) as caught:
-        execute(case[:2], broken)
+        execute(case[:2], before=broken, after=claims.read_text(encoding="utf-8"))
     assert caught.value.ename == "AssertionError" and said in caught.value.evalue

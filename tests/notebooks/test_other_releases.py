@@ -5,24 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from nbclient import NotebookClient
+from short_runs import execute
 
 from conftest import ROOT
 from helpers import data
 from helpers.settings import Settings
 from research import splits
 
-# What shortens the wait. Notebook 03 takes up what 02 found.
-PARAMETERS = {
-    "01": "",
-    "02": "RANKS, REGS = [6, 8], [0.1, 0.2, 0.4]",
-    "03": "IMPLICIT_RANKS, ALPHAS = [8], [0.5, 1.0]",
-    "06": "STEPS = 2",
-}
 OF_THE_SMALL_RELEASE = (
     r"\b610 users|of 610\b|users=610|9,?742|9,?724|100,?836|3,?446|3,?650 items|90,?274"
     r"|0\.0759|0\.0705|0\.1524|LlamaRec|LRURec|a third|most have one|near zero|35 ?%"
@@ -70,7 +62,7 @@ def write_other(folder):
 
 
 MADE_UP = {"other": write_other, "small": write_small}
-RUNS = [("other", number) for number in PARAMETERS]
+RUNS = [("other", number) for number in ("01", "02", "03", "06")]
 RUNS += [("small", number) for number in ("01", "02", "03")]
 
 
@@ -96,16 +88,7 @@ def homes(tmp_path_factory):
 
 def told(number: str) -> str:
     """Run a notebook; return what it printed, columns close together, and its alt texts."""
-    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells = [c for c in notebook.cells if "solution" not in c.metadata.get("tags", [])]
-    for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.source += "\n" + PARAMETERS[number]
-    NotebookClient(
-        notebook, timeout=1800, kernel_name="python3", coalesce_streams=True,
-        resources={"metadata": {"path": str(path.parent)}},
-    ).execute()  # fmt: skip
+    notebook = execute(number)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     alts = [output.get("metadata", {}).get("image/png", {}).get("alt", "") for output in outputs]
     text = "\n".join([*(output.get("text", "") for output in outputs), *alts])
