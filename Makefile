@@ -26,9 +26,9 @@ EXTRA := $(VENV)/.ready-llamarec
 TOOLS := $(VENV)/.ready-tools
 PIP := $(BIN)/python -m pip install --quiet
 # Short jobs: the JVM's first compiler is enough for them and takes a third less processor time.
-TEST := JDK_JAVA_OPTIONS=-XX:TieredStopAtLevel=1 $(BIN)/python -m pytest
+TEST := JDK_JAVA_OPTIONS=-XX:TieredStopAtLevel=1 $(BIN)/python -m pytest --no-loadscope-reorder
 NBVAL := LLM_MODE=recorded MOVIELENS_DOWNLOAD=0 PYTHONPATH=tests/support $(TEST) -n 2 \
-	--no-loadscope-reorder -p notebook_claims --nbval-cell-timeout=1200 \
+	-p notebook_claims --nbval-cell-timeout=1200 \
 	--nbval-sanitize-with tests/support/nbval_sanitize.cfg
 .PHONY: help run lab page doctor check test test-release slides copies site bench bench-scale lock clean
 help: ; @sed -n 's/^#: //p' Makefile
@@ -45,7 +45,7 @@ slides: $(TOOLS) ; @$(BIN)/python tools/course.py $@
 doctor: $(READY) ; @$(BIN)/python -m helpers.doctor
 check: $(EXTRA) $(TOOLS) ; @PATH="$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure
 test: $(EXTRA) $(TOOLS) # two at a time, then by themselves the ones that time something
-	@failed=0; $(TEST) -n 2 --no-loadscope-reorder -m "not alone" || failed=1; $(TEST) -m alone tests/research || failed=1; \
+	@failed=0; $(TEST) -n 2 -m "not alone" || failed=1; $(TEST) -m alone tests/research || failed=1; \
 	MOVIELENS_DIR="$(CURDIR)/data/sample" $(NBVAL) --nbval-lax notebooks || failed=1; exit $$failed
 test-release: $(EXTRA) $(TOOLS)
 	@failed=0; $(TEST) -n 2 -m release || failed=1; $(NBVAL) --nbval --ignore=notebooks/appendix notebooks || failed=1; exit $$failed

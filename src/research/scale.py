@@ -205,8 +205,7 @@ def rank_users(
     """
     settings = settings or Settings.from_env()
     budget = budget or Budget(settings)
-    pace, timeout_s = Pace(limits or Limits()), settings.llm_timeout_s
-    paced = PacedClient(pace, concurrency, timeout_s) if llm.is_live(settings) else None
+    paced = PacedClient(Pace(limits or Limits()), concurrency, settings.llm_timeout_s)
     client = llm.connect(settings, live=paced, budget=budget, store=store)
     client = client.with_options(max_retries=RETRIES)
     options = {"model": llm.model(settings), "schema": LetterRanking, **options}
@@ -231,8 +230,7 @@ def rank_users(
     finally:  # answers under way are paid for, and are waited for
         pool.shutdown(cancel_futures=True)
         bar.close()
-        if paced is not None:
-            paced.close()
+        paced.close()
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
